@@ -1,0 +1,366 @@
+"""MNIST and CIFAR-10 as tensors, decoded once, from one packed file each."""
+
+import contextlib
+import functools
+import http.client
+import importlib
+import io
+import itertools
+import os
+import socket
+import sys
+import tempfile
+import textwrap
+import threading
+import time
+import urllib.error
+import urllib.request
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from subspace_lib import standins
+from subspace_lib.files import replaced_atomically
+from subspace_lib.standins import Arrays
+
+Pair = tuple[Tensor, Tensor]
+
+SIDE = 28
+CLASSES = 10
+KEYS = ("train_images", "train_labels", "test_images", "test_labels")
+SPLIT_SEED = 0
+CHUNK = 2_000  # images decoded at once
+PATIENCE = 10.0  # seconds to wait for a server
+
+
+class RealDataMissing(ValueError):
+    """The real data set was required, and is neither in the folder nor to be downloaded."""
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """Images and labels to train on, to choose by, and to test on once.
+
+    Parameters
+    ----------
+    train, val, test
+        Each a pair (images, labels) of tensors, the labels int64; `val` and `test` may be None.
+    name
+        Short name for records; the library's own end in `-standin` where the images are not real.
+    source
+        Where the images came from, in words for a caption.
+    """
+
+    train: Pair = field(repr=False)
+    val: Pair | None = field(repr=False)
+    test: Pair | None = field(default=None, repr=False)
+    name: str = "custom"
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        _check_pair("train", self.train)
+        for part, pair in (("val", self.val), ("test", self.test)):
+            if pair is None:
+                continue
+            _check_pair(part, pair)
+            if pair[0].shape[1:] != self.shape:
+                raise ValueError(
+                    f"{part} images have shape {tuple(pair[0].shape[1:])}, but train images {tuple(self.shape)}; "
+                    "give all parts the same image shape"
+                )
+
+    @property
+    def classes(self) -> int:
+        """Number of classes: the largest label plus one."""
+        return 1 + max(int(pair[1].max()) for pair in (self.train, self.val, self.test) if pair is not None)
+
+    @property
+    def shape(self) -> torch.Size:
+        """Shape of one image."""
+        return self.train[0].shape[1:]
+
+    def to(self, device: str | torch.device) -> "Data":
+        """Return the same data on another device."""
+        return self._map(lambda pair, _: (pair[0].to(device), pair[1].to(device)))
+
+    def limit(self, train: int | None, val: int | None = None, test: int | None = None) -> "Data":
+        """Return the first images of each part; None, or more than there are, keeps them all."""
+        for part, count in (("train", train), ("val", val), ("test", test)):
+            if count is not None and count < 1:
+                raise ValueError(f"{part}={count} images, allowed 1 or more; pass None to keep them all")
+        counts = {"train": train, "val": val, "test": test}
+        return self._map(lambda pair, part: (pair[0][: counts[part]], pair[1][: counts[part]]))
+
+    def _map(self, change: Callable[[Pair, str], Pair]) -> "Data":
+        pairs = {"train": self.train, "val": self.val, "test": self.test}
+        changed: dict[str, Any] = {part: pair and change(pair, part) for part, pair in pairs.items()}
+        return replace(self, **changed)
+
+
+def _check_pair(part: str, pair: object) -> None:
+    if not (isinstance(pair, tuple) and len(pair) == 2 and all(isinstance(item, Tensor) for item in pair)):
+        raise TypeError(f"{part} is a {type(pair).__name__}; pass a tuple of two tensors, (images, labels)")
+    images, labels = pair
+    if labels.dtype != torch.int64:
+        raise TypeError(f"{part} labels are {labels.dtype}, allowed torch.int64; pass labels.long()")
+    if labels.ndim != 1 or images.ndim < 2 or len(images) != len(labels):
+        raise ValueError(
+            f"{part} images have shape {tuple(images.shape)} and labels {tuple(labels.shape)}, "
+            "allowed (N, ...) and (N,); give every image one label"
+        )
+    if len(labels) == 0:
+        raise ValueError(f"{part} holds 0 images, allowed 1 or more; pass None for a part you do not have")
+    if int(labels.min()) < 0:
+        raise ValueError(f"{part} labels reach down to {int(labels.min())}, allowed 0 or more; number classes from 0")
+
+
+@dataclass(frozen=True)
+class _Known:
+    title: str
+    shape: tuple[int, ...]
+    mean: float
+    std: float
+    draw: Callable[[], Arrays]
+
+
+KNOWN = {
+    "mnist": _Known("MNIST", (28, 28), 0.1307, 0.3081, standins.draw_mnist),
+    "cifar10": _Known("CIFAR-10", (32, 32, 3), 0.5, 0.5, standins.draw_cifar10),
+}
+
+
+def load_dataset(
+    name: str,
+    root: str | os.PathLike[str] | None = None,
+    device: str | torch.device = "cpu",
+    require_real: bool = False,
+) -> Data:
+    """Load MNIST or CIFAR-10: from the packed file, else downloaded, else drawn in its stead.
+
+    Parameters
+    ----------
+    name
+        'mnist' or 'cifar10'.
+    root
+        Folder of the packed file `<name>.npz`; by default $SUBSPACE_DATA, else the `data` folder of the
+        checkout or, without a checkout, of the working folder.
+    device
+        Where the tensors live.
+    require_real
+        Raise RealDataMissing instead of falling back to the offline stand-in.
+
+    Returns
+    -------
+    Data
+        float32 images (N, channels, 28, 28), normalised; 80 % of the training set in `train` and 20 % in
+        `val`, by one fixed permutation. The stand-in's name ends in '-standin'.
+    """
+    if name not in tuple(KNOWN):
+        raise ValueError(f"unknown data set {name!r}, allowed {', '.join(map(repr, KNOWN))}; pass one of these")
+    known = KNOWN[name]
+    path = data_folder(root) / f"{name}.npz"
+    arrays, reason = _read_or_set_aside(path, known), ""
+    if arrays is None:
+        arrays, reason = _fetch(name)
+        if arrays is not None:
+            _keep(path, arrays)
+    if arrays is not None:
+        return _decode(arrays, known, device, name, f"real {known.title}")
+    if require_real:
+        raise RealDataMissing(f"real {known.title} is not at {path} ({reason}); {_advice(path)}")
+    _announce(known.title, path, reason)
+    source = f"offline stand-in for {known.title}, drawn by subspace_lib"
+    return _decode(known.draw(), known, device, f"{name}-standin", source)
+
+
+def data_folder(root: str | os.PathLike[str] | None = None) -> Path:
+    """Return the folder of the packed files: `root`, else $SUBSPACE_DATA, else `data` as in load_dataset."""
+    chosen = root or os.environ.get("SUBSPACE_DATA")
+    if chosen:
+        return Path(chosen).expanduser().absolute()
+    checkout = Path(__file__).resolve().parents[1]
+    return checkout / "data" if (checkout / "pyproject.toml").is_file() else Path("data").absolute()
+
+
+def _decode(arrays: Arrays, known: _Known, device: str | torch.device, name: str, source: str) -> Data:
+    count = len(arrays["train_labels"])
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(SPLIT_SEED))
+    first = count * 4 // 5
+    rows = {"train": order[:first], "val": order[first:], "test": torch.arange(len(arrays["test_labels"]))}
+
+    def part(of: str, key: str) -> Pair:
+        images = _decode_images(arrays[f"{of}_images"], rows[key], known, device)
+        return images, torch.from_numpy(arrays[f"{of}_labels"]).long()[rows[key]].to(device)
+
+    return Data(part("train", "train"), part("train", "val"), part("test", "test"), name, source)
+
+
+def _decode_images(images: standins.Bytes, rows: Tensor, known: _Known, device: str | torch.device) -> Tensor:
+    channels = 1 if len(known.shape) == 2 else known.shape[2]
+    decoded = torch.empty(len(rows), channels, SIDE, SIDE, device=device)
+    for target, chunk in zip(decoded.split(CHUNK), rows.split(CHUNK), strict=True):
+        # On the CPU whatever the device, so that every device sees the same numbers.
+        pixels = torch.from_numpy(images[chunk.numpy()]).float().div_(255)
+        pixels = pixels[:, None] if channels == 1 else pixels.permute(0, 3, 1, 2)
+        if pixels.shape[-1] != SIDE:
+            # Not rounded back to whole grey levels, as an image library would.
+            pixels = interpolate(pixels, size=(SIDE, SIDE), mode="bilinear", antialias=True)
+        target.copy_((pixels - known.mean) / known.std)
+    return decoded
+
+
+def _read_or_set_aside(path: Path, known: _Known) -> Arrays | None:
+    if not path.exists():
+        return None
+    try:
+        return _read(path, known)
+    except ValueError as error:
+        warnings.warn(f"{path} is not a packed {known.title} file ({error}); {_set_aside(path)}", stacklevel=3)
+        return None
+
+
+def _read(path: Path, known: _Known) -> Arrays:
+    """Read a packed file, or raise a ValueError that says what is wrong with it."""
+    try:
+        with np.load(path, allow_pickle=False) as packed:
+            arrays = {key: packed[key] for key in KEYS}
+    except (PermissionError, MemoryError):
+        raise
+    except Exception as error:  # a broken zip file shows in a dozen ways
+        raise ValueError(f"{type(error).__name__}: {error}") from error
+    for part in ("train", "test"):
+        images, labels = arrays[f"{part}_images"], arrays[f"{part}_labels"]
+        if images.dtype != np.uint8 or labels.dtype != np.uint8:
+            raise ValueError(f"{part} arrays are {images.dtype} and {labels.dtype}, allowed uint8")
+        if images.shape[1:] != known.shape or labels.shape != images.shape[:1] or len(labels) < 2:
+            allowed = ("N", *known.shape)
+            raise ValueError(f"{part} arrays are {images.shape} and {labels.shape}, allowed {allowed} and (N,)")
+        if labels.max() >= CLASSES:
+            raise ValueError(f"{part} labels reach {labels.max()}, allowed 0 to {CLASSES - 1}")
+    return arrays
+
+
+def _set_aside(path: Path) -> str:
+    names = (f"{path.name}.damaged{number}" for number in itertools.chain([""], itertools.count(2)))
+    target = next(path.with_name(name) for name in names if not path.with_name(name).exists())
+    try:
+        path.rename(target)
+    except OSError as error:
+        return f"it could not be renamed ({error}); fetching the data again"
+    return f"renamed to {target.name}; fetching the data again"
+
+
+def _keep(path: Path, arrays: Arrays) -> None:
+    try:
+        with replaced_atomically(path) as partial:
+            np.savez(partial, allow_pickle=False, **arrays)
+    except OSError as error:
+        advice = "going on with the data in memory; pass root= a folder that can be written"
+        warnings.warn(f"could not write {path} ({error}); {advice}", stacklevel=3)
+
+
+def _fetch(name: str) -> tuple[Arrays | None, str]:
+    """The downloaded arrays, or None and the reason."""
+    if os.environ.get("SUBSPACE_OFFLINE") == "1":
+        return None, "SUBSPACE_OFFLINE=1 forbids downloads"
+    return _download_once(name)
+
+
+@functools.cache
+def _download_once(name: str) -> tuple[Arrays | None, str]:
+    try:
+        return _download(name), ""
+    except (OSError, RuntimeError, ImportError, EOFError, http.client.HTTPException) as error:
+        return None, f"download failed: {' '.join(str(error).split()) or type(error).__name__}"
+
+
+def _download(name: str) -> Arrays:
+    """Fetch a data set with torchvision, which checks the MD5 sums."""
+    datasets = _import_torchvision_datasets()
+    if name == "mnist":
+        loader = datasets.MNIST
+        addresses = [mirror + loader.resources[0][0] for mirror in loader.mirrors]
+    else:
+        loader = datasets.CIFAR10
+        addresses = [loader.url]
+    if not _any_answers(addresses):
+        raise ConnectionError(f"no answer from {' or '.join(addresses)} within {PATIENCE:g} s")
+    print(f"Downloading {KNOWN[name].title}, once ...", file=sys.stderr, flush=True)
+    arrays: Arrays = {}
+    with tempfile.TemporaryDirectory(prefix="subspace-") as folder, _quiet_and_impatient():
+        for part in ("train", "test"):
+            loaded = loader(folder, train=part == "train", download=True)
+            arrays[f"{part}_images"] = np.asarray(loaded.data, dtype=np.uint8)
+            arrays[f"{part}_labels"] = np.asarray(loaded.targets, dtype=np.uint8)
+    return arrays
+
+
+def _any_answers(addresses: list[str]) -> bool:
+    """Whether one of the servers says anything at all in time; a socket's timeout does not cover name look-ups."""
+    answers: list[str] = []
+
+    def ask(address: str) -> None:
+        request = urllib.request.Request(address, method="HEAD")
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            with contextlib.suppress(urllib.error.HTTPError):  # a refusal is an answer too
+                urllib.request.urlopen(request, timeout=PATIENCE).close()
+            answers.append(address)
+
+    threads = [threading.Thread(target=ask, args=(address,), daemon=True) for address in addresses]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + PATIENCE
+    while not answers and any(thread.is_alive() for thread in threads) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return bool(answers)
+
+
+@contextlib.contextmanager
+def _quiet_and_impatient() -> Iterator[None]:
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(PATIENCE)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def _import_torchvision_datasets() -> Any:
+    try:
+        return importlib.import_module("torchvision.datasets")
+    except RuntimeError:
+        # torchvision's wheel is a CUDA build: beside a CPU torch two operators lack their schemas.
+        for module in [module for module in sys.modules if module.split(".")[0] == "torchvision"]:
+            del sys.modules[module]
+        for operator in ("nms", "qnms"):
+            schema = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+            torch.library.define(f"torchvision::{operator}", schema)
+        return importlib.import_module("torchvision.datasets")
+
+
+def _advice(path: Path) -> str:
+    return (
+        f"connect to the network and start again, or put {path.name} (uint8 arrays {', '.join(KEYS)}) "
+        f"into {path.parent}, or set SUBSPACE_DATA to the folder that holds it"
+    )
+
+
+@functools.cache
+def _announce(title: str, path: Path, reason: str) -> None:
+    lines = [
+        f"THIS IS NOT {title}.",
+        f"Offline stand-in images, drawn by subspace_lib, take its place: accuracies are not those of {title}.",
+        f"Looked for {path}; {reason}.",
+        f"For the real images {_advice(path)}.",
+    ]
+    text = "\n".join(textwrap.fill(line, 96, initial_indent="  ", subsequent_indent="  ") for line in lines)
+    rule = "!" * 100
+    print(f"{rule}\n{text}\n{rule}", file=sys.stderr, flush=True)

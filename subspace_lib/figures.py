@@ -1,0 +1,99 @@
+"""One style for every figure of the book, and the plots that several chapters share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+"""Okabe and Ito's palette, which colour-blind readers can tell apart; always used together with MARKERS."""
+
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+
+
+def use_style() -> None:
+    """Give matplotlib the book's style: white ground, readable sizes, colours and markers that go in pairs."""
+    cycle = plt.cycler(color=COLOURS) + plt.cycler(marker=MARKERS)
+    mpl.rcParams.update(
+        {
+            "axes.prop_cycle": cycle,
+            "axes.spines.right": False,
+            "axes.spines.top": False,
+            "axes.grid": True,
+            "grid.alpha": 0.3,
+            "figure.facecolor": "white",
+            "figure.figsize": (6.8, 4.0),
+            "figure.dpi": 110,
+            "figure.constrained_layout.use": True,
+            "font.size": 11,
+            "legend.frameon": False,
+            "lines.markersize": 5,
+            "savefig.facecolor": "white",
+        }
+    )
+
+
+def provenance(ax: Axes, text: str) -> None:
+    """Write under the axes where the data came from, in small grey letters."""
+    ax.annotate(
+        text,
+        (1, 0),
+        xycoords=ax.figure.transFigure if ax.figure else "axes fraction",
+        ha="right",
+        va="top",
+        fontsize=7.5,
+        color="#555555",
+        annotation_clip=False,
+    )
+
+
+def plot_against_d(
+    ax: Axes, values: Mapping[int, Sequence[float]], label: str, *, index: int = 0, baseline: Sequence[float] = ()
+) -> None:
+    """Draw accuracy against d: the mean of the runs, the range from lowest to highest, and the 90% line.
+
+    Parameters
+    ----------
+    ax : Axes
+        Where to draw; the axis of d becomes logarithmic.
+    values : mapping of int to sequence of float
+        For each d, the accuracy of each run.
+    label : str
+        Name of the curve in the legend.
+    index : int
+        Which of the style's colours and markers to use.
+    baseline : sequence of float
+        Accuracies of direct training; their mean is drawn solid, 90% of it dashed.
+    """
+    d = sorted(values)
+    runs = [np.asarray(values[one]) for one in d]
+    means = np.array([run.mean() for run in runs])
+    spread = np.array([[m - run.min() for run, m in zip(runs, means, strict=True)]])
+    spread = np.concatenate([spread, [[run.max() - m for run, m in zip(runs, means, strict=True)]]])
+    colour = COLOURS[index]
+    ax.errorbar(d, means, yerr=spread, color=colour, marker=MARKERS[index], capsize=3, label=label)
+    if len(baseline):
+        level = float(np.mean(baseline))
+        ax.axhline(level, color=colour, lw=1, marker="")
+        ax.axhline(0.9 * level, color=colour, lw=1, ls="--", marker="")
+    ax.set(xscale="log", xlabel="d, the dimension of the subspace", ylabel="validation accuracy")
+
+
+def crossing(values: Mapping[int, Sequence[float]], level: float) -> float | None:
+    """The d at which the mean accuracy first reaches ``level``, interpolated on log d; None if it never does."""
+    d = sorted(values)
+    means = [float(np.mean(values[one])) for one in d]
+    if means and means[0] >= level:
+        return float(d[0])
+    for i in range(1, len(d)):
+        if means[i] >= level:
+            share = (level - means[i - 1]) / (means[i] - means[i - 1])
+            return float(np.exp(np.log(d[i - 1]) + share * (np.log(d[i]) - np.log(d[i - 1]))))
+    return None
+
+
+__all__ = ["COLOURS", "MARKERS", "crossing", "plot_against_d", "plt", "provenance", "use_style"]

@@ -1,0 +1,104 @@
+"""The networks of the book. All use PyTorch's default initialisation."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def MLP(in_features: int = 784, hidden: int = 200, depth: int = 1, classes: int = 10) -> nn.Sequential:
+    """A multilayer perceptron: ``depth`` hidden layers of ``hidden`` ReLU units each.
+
+    ``MLP(784)`` has D = 159,010 parameters, ``MLP(2352)`` D = 472,610: the networks of minut2023.
+    Images of any shape are flattened.
+    """
+    layers: list[nn.Module] = [nn.Flatten()]
+    width = in_features
+    for _ in range(depth):
+        layers += [nn.Linear(width, hidden), nn.ReLU()]
+        width = hidden
+    return nn.Sequential(*layers, nn.Linear(width, classes))
+
+
+def LeNet(in_channels: int = 1, classes: int = 10) -> nn.Sequential:
+    """LeNet on 28 x 28 images: two convolutions with max pooling, then 120, 84 and 10 units.
+
+    D = 61,706 on one channel, 62,006 on three. The study drew max pooling and built average pooling; this is
+    max pooling.
+    """
+    return nn.Sequential(
+        nn.Conv2d(in_channels, 6, 5, padding=2),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(6, 16, 5),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(400, 120),
+        nn.ReLU(),
+        nn.Linear(120, 84),
+        nn.ReLU(),
+        nn.Linear(84, classes),
+    )
+
+
+def SmallLeNet(
+    in_channels: int = 1,
+    channels: int = 2,
+    kernel_size: int = 3,
+    stride: int = 2,
+    hidden: int = 0,
+    classes: int = 10,
+) -> nn.Sequential:
+    """A LeNet of 250 to 6,000 parameters, on 28 x 28 images.
+
+    Two convolutions, of ``channels`` and ``2 * channels`` maps, the first with ``stride``, each followed by
+    max pooling; then a hidden layer, unless ``hidden`` is 0, and the output.
+    """
+    side = (28 - 1) // stride + 1  # after the first convolution, which is padded
+    side = (side // 2 - kernel_size + 1) // 2
+    if side < 1:
+        raise ValueError(
+            f"kernel_size = {kernel_size} with stride = {stride} leaves no pixel of a 28 x 28 image; use smaller ones"
+        )
+    features = 2 * channels * side * side
+    head: list[nn.Module] = [nn.Linear(features, classes)]
+    if hidden:
+        head = [nn.Linear(features, hidden), nn.ReLU(), nn.Linear(hidden, classes)]
+    return nn.Sequential(
+        nn.Conv2d(in_channels, channels, kernel_size, stride=stride, padding=kernel_size // 2),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(channels, 2 * channels, kernel_size),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        *head,
+    )
+
+
+class ToyProblem(nn.Module):
+    """D weights of which each of ``blocks`` equal blocks must sum to its number: li2018, section 2.
+
+    loss(theta) = sum_i (sum of block i - i)^2. The solutions form a flat of dimension D - blocks, so a random
+    flat of dimension d meets it, with probability one, exactly from d = blocks on: the intrinsic dimension
+    is ``blocks``. The module is called without input and gives the loss.
+    """
+
+    def __init__(self, D: int = 1000, blocks: int = 10) -> None:
+        super().__init__()
+        if D % blocks:
+            raise ValueError(f"D = {D} must be a multiple of blocks = {blocks}")
+        self.theta = nn.Parameter(torch.randn(D))
+        self.register_buffer("targets", torch.arange(1.0, blocks + 1), persistent=False)
+
+    targets: Tensor
+
+    def forward(self) -> Tensor:
+        """The loss, a scalar."""
+        return (self.theta.view(len(self.targets), -1).sum(1) - self.targets).square().sum()
+
+
+def count_parameters(net: nn.Module) -> int:
+    """D: how many numbers of ``net`` are trained."""
+    return sum(p.numel() for p in net.parameters() if p.requires_grad)

@@ -1,0 +1,55 @@
+"""What one word on a chapter's first line means in sizes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Profile:
+    """The sizes at which a chapter's live cells run.
+
+    Attributes
+    ----------
+    name : str
+        "smoke", "quick" or "full".
+    train_images, val_images : int or None
+        How many images of each part of the split are used; None is all.
+    epochs : int
+        The most epochs of one training run.
+    patience : int or None
+        Epochs without a lower validation loss after which a run stops.
+    seeds : int
+        Runs of each setting.
+    """
+
+    name: str
+    train_images: int | None
+    val_images: int | None
+    epochs: int
+    patience: int | None
+    seeds: int
+
+
+PROFILES = {
+    profile.name: profile
+    for profile in (
+        Profile("smoke", train_images=1_280, val_images=500, epochs=1, patience=None, seeds=2),
+        Profile("quick", train_images=8_000, val_images=4_000, epochs=6, patience=None, seeds=2),
+        Profile("full", train_images=None, val_images=None, epochs=30, patience=5, seeds=3),
+    )
+}
+"""Profiles by name: smoke for tests, quick for a laptop or Colab, full for a GPU."""
+
+
+def get_profile(name: str) -> Profile:
+    """The profile of that name.
+
+    Raises
+    ------
+    ValueError
+        If there is no such profile.
+    """
+    if name not in PROFILES:
+        raise ValueError(f"unknown profile {name!r}; choose one of: {', '.join(PROFILES)}")
+    return PROFILES[name]

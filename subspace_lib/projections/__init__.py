@@ -1,0 +1,67 @@
+"""The maps P: every family of random projection, behind one contract."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from subspace_lib.projections.base import Projection
+from subspace_lib.projections.dense import DenseProjection
+from subspace_lib.projections.sharing import OneHotProjection
+from subspace_lib.projections.sparse import SparseProjection
+
+PROJECTIONS: dict[str, type[Projection]] = {
+    family.name: family for family in (DenseProjection, SparseProjection, OneHotProjection)
+}
+"""The families by name."""
+
+
+def make_projection(name: str, D: int, d: int, seed: int = 0, **options: Any) -> Projection:
+    """Draw a random projection P with D rows and d columns.
+
+    Parameters
+    ----------
+    name : str
+        A key of ``PROJECTIONS``.
+    D, d : int
+        Number of weights and dimension of the subspace, 1 <= d <= D.
+    seed : int
+        Same seed, same P.
+    **options
+        Keywords of the family, for instance ``density`` for "sparse"; ``dtype`` for all.
+
+    Returns
+    -------
+    Projection
+        ``P(z)`` maps (..., d) to (..., D); ``P.adjoint(v)`` maps (..., D) to (..., d).
+
+    Raises
+    ------
+    ValueError
+        If the name or an option is unknown, or d lies outside 1..D.
+    TypeError
+        If D, d or seed is not an integer.
+
+    Examples
+    --------
+    >>> P = make_projection("sparse", D=1000, d=10, seed=0)
+    >>> P(torch.zeros(10)).shape
+    torch.Size([1000])
+    """
+    if name not in PROJECTIONS:
+        raise ValueError(f"unknown projection {name!r}; choose one of: {', '.join(PROJECTIONS)}")
+    family = PROJECTIONS[name]
+    allowed = family.option_names()
+    unknown = sorted(set(options) - set(allowed))
+    if unknown:
+        raise ValueError(f"unknown option {unknown[0]!r} for {name!r}; allowed: {', '.join(allowed)}")
+    return family(D, d, seed, **options)
+
+
+__all__ = [
+    "PROJECTIONS",
+    "DenseProjection",
+    "OneHotProjection",
+    "Projection",
+    "SparseProjection",
+    "make_projection",
+]

@@ -1,0 +1,189 @@
+"""The build: what it makes, what it keeps, and what it says when something is wrong."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from subspace_lib import __main__, book
+from subspace_lib.chapters import BookError
+
+REPORT = 'import os\nprint(PROFILE, os.environ["SUBSPACE_DEVICE"], os.environ.get("SUBSPACE_OFFLINE"))'
+
+
+def write_chapter(root: Path, name: str, *sources: str) -> None:
+    """A chapter with a title, a parameters cell and these cells."""
+    cells = [{"cell_type": "markdown", "id": "title", "metadata": {}, "source": f"# {name}"}]
+    for number, source in enumerate(['PROFILE = "quick"', *sources]):
+        metadata = {"tags": ["parameters"]} if number == 0 else {}
+        cell = {"cell_type": "code", "id": f"cell-{number}", "metadata": metadata, "source": source}
+        cells.append(cell | {"outputs": [], "execution_count": None})
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    notebook = {"cells": cells, "metadata": kernel, "nbformat": 4, "nbformat_minor": 5}
+    (root / "book" / f"{name}.ipynb").write_text(json.dumps(notebook))
+
+
+def make_root(root: Path, **chapters: str) -> Path:
+    """A small checkout: an index and these chapters, each of one cell."""
+    (root / "book").mkdir(parents=True)
+    (root / "_config.yml").write_text("title: small\nonly_build_toc_files: true\n")
+    (root / "book" / "index.md").write_text("# Small\n\nFirst edition.\n")
+    contents = "format: jb-book\nroot: index\nchapters:\n" + "".join(f"- file: {name}\n" for name in chapters)
+    (root / "book" / "_toc.yml").write_text(contents)
+    for name, source in chapters.items():
+        write_chapter(root, name, source)
+    return root
+
+
+@pytest.fixture(autouse=True)
+def real_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    """These chapters need no data."""
+    monkeypatch.setattr(book, "find_standins", lambda: [])
+    monkeypatch.delenv("SUBSPACE_OFFLINE", raising=False)
+    monkeypatch.delenv("RERUN", raising=False)
+
+
+def test_a_book_from_first_build_to_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = make_root(tmp_path, first=REPORT, second="1 + 1")
+    monkeypatch.setattr(book, "find_standins", lambda: ["mnist-standin"])
+    index = book.build_book("smoke", "cpu", root=root)
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("[1/2] first ... ") and line.endswith(" s") for line in lines)
+    assert index.as_uri() in lines[-1]
+    assert "smoke cpu 1" in (root / "_build/html/first.html").read_text()
+    executed = root / "_build/executed"
+    notebook = json.loads((executed / "first.ipynb").read_text())
+    injected = [cell for cell in notebook["cells"] if "injected-parameters" in cell["metadata"].get("tags", [])]
+    assert ["remove-cell" in cell["metadata"]["tags"] for cell in injected] == [True]
+    record = notebook["metadata"]["subspace"]
+    assert record["profile"] == "smoke" and record["seconds"] > 0 and "torch" in record["versions"]
+
+    # Nothing changed, then one chapter did: only that one is executed again, and it fails.
+    before = (executed / "second.ipynb").stat().st_mtime_ns, (executed / "first.ipynb").read_bytes()
+    page = index.read_bytes()
+    (root / "book/index.md").write_text("# Small\n\nSecond edition.\n")
+    write_chapter(root, "first", REPORT, "# a comment\nraise KeyError('no such thing')")
+    assert __main__.BookError is BookError
+    monkeypatch.setattr(__main__, "build_book", lambda *given: book.build_book(*given, root=root))
+    assert __main__.main(["book", "--profile", "smoke", "--device", "cpu"]) == 1
+    output = capsys.readouterr()
+    assert "[2/2] second ... unchanged" in output.out
+    assert "[1/2] first failed" in output.err
+    assert "code cell 3: # a comment" in output.err and "KeyError: 'no such thing'" in output.err
+    assert "Traceback" not in output.err
+    assert (executed / "first.failed.ipynb").exists()
+    assert before == ((executed / "second.ipynb").stat().st_mtime_ns, (executed / "first.ipynb").read_bytes())
+    assert index.read_bytes() == page
+    assert not list((root / "_build").glob("running-*"))
+
+
+def test_a_warning_leaves_the_old_pages(tmp_path: Path) -> None:
+    root = make_root(tmp_path)
+    index = book.build_book(root=root)
+    page = index.read_bytes()
+    (root / "book/index.md").write_text("# Small\n\nSee {ref}`nowhere`.\n")
+    with pytest.raises(BookError, match=r"(?s)pages did not build.*index\.md:3: WARNING.*nowhere"):
+        book.build_book(root=root)
+    assert index.read_bytes() == page
+
+
+def test_a_removed_page_is_not_missed(tmp_path: Path) -> None:
+    executed = tmp_path / "executed"
+    executed.mkdir()
+    root = make_root(tmp_path / "root")
+    (executed / "gone.md").write_text("# Gone\n")
+    book.copy_pages(root / "book", executed, [])
+    assert sorted(path.name for path in executed.iterdir()) == ["_toc.yml", "index.md"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--profile", "huge"], "unknown profile 'huge'; choose one of: smoke, quick, full"),
+        (["--only", "nowhere"], "unknown chapter 'nowhere'"),
+        (["--device", "cuda"], "device 'cuda' was asked for, but PyTorch finds no GPU here"),
+        (["--device", "abacus"], "'abacus'"),
+        (["--jobs", "0"], "jobs must be at least 1, not 0"),
+        (["--jobs", "many"], "'many'"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    try:
+        code = __main__.main(["book", *arguments])
+    except SystemExit as stopped:  # argparse
+        code = stopped.code
+    error = capsys.readouterr().err
+    assert code == 2
+    assert message in error and error.count("\n") == 1
+
+
+def test_a_chapter_without_profile_is_refused(tmp_path: Path) -> None:
+    root = make_root(tmp_path, only="1 + 1")
+    text = (root / "book/only.ipynb").read_text()
+    (root / "book/only.ipynb").write_text(text.replace("PROFILE", "PROFIL"))
+    with pytest.raises(ValueError, match="chapter only has no cell tagged 'parameters' that sets PROFILE"):
+        book.build_book(root=root)
+
+
+def test_the_digest_sees_what_matters(tmp_path: Path) -> None:
+    root = make_root(tmp_path, one="1")
+    (root / "subspace_lib").mkdir()
+    (root / "data/results").mkdir(parents=True)
+    seen = [book.digest_of(root, "one", ["smoke"]), book.digest_of(root, "one", ["quick"])]
+    for path in ("subspace_lib/new.py", "data/results/f1.csv", "book/one.ipynb"):
+        (root / path).write_text("{}")
+        seen.append(book.digest_of(root, "one", ["quick"]))
+    assert len(set(seen)) == len(seen)
+    (root / "subspace_lib/book.py").write_text("")
+    (root / "book/index.md").write_text("")
+    assert book.digest_of(root, "one", ["quick"]) == seen[-1]
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_build_leaves_nothing_behind(tmp_path: Path, how: signal.Signals) -> None:
+    marker = tmp_path / "kernel"
+    sleeping = f"import os, pathlib, time\npathlib.Path({str(marker)!r}).write_text(str(os.getpid()))\ntime.sleep(60)"
+    root = make_root(tmp_path / "root", sleeping=sleeping)
+    code = (
+        "import functools, pathlib, sys; from subspace_lib import __main__, book\n"
+        "book.find_standins = lambda: []\n"
+        "__main__.build_book = functools.partial(book.build_book, root=pathlib.Path(sys.argv[1]))\n"
+        "sys.exit(__main__.main(['book', '--device', 'cpu']))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, root], stderr=subprocess.PIPE, text=True)
+    wait_until(lambda: marker.exists() and marker.read_text() != "")
+    kernel = int(marker.read_text())
+    process.send_signal(how)
+    assert process.communicate(timeout=20)[1] == "stopped\n"
+    assert process.returncode == 130
+    assert list((root / "_build").rglob("*.ipynb")) == []
+    assert list((root / "_build").glob("running-*")) == []
+    wait_until(lambda: not is_running(kernel))
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process lives: one that ended but was not collected does not."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    status = Path(f"/proc/{pid}/stat")
+    return not (status.exists() and status.read_text().rsplit(")", 1)[1].split()[0] == "Z")
+
+
+def wait_until(condition, seconds: float = 30) -> None:
+    """Wait for a condition; an error if it does not come true."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.1)

@@ -1,0 +1,220 @@
+"""The contract that every projection keeps, and a dense oracle for each family, written another way."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.autograd import gradcheck
+
+from subspace_lib import PROJECTIONS, make_projection
+from subspace_lib.projections import sparse
+
+CASES = [
+    ("dense", {}),
+    ("sparse", {}),
+    ("sparse", {"density": 0.5}),
+    ("sparse", {"density": 1.0}),
+    ("one_hot", {}),
+]
+ORTHONORMAL = ("one_hot",)
+SIZES = [(1, 1), (7, 1), (7, 7), (61, 9), (64, 17), (97, 96), (257, 30), (1009, 65)]
+
+families = pytest.mark.parametrize(("name", "options"), CASES, ids=lambda case: str(case).replace(" ", ""))
+
+
+def test_every_family_is_tested():
+    assert {name for name, _ in CASES} == set(PROJECTIONS)
+
+
+@st.composite
+def sizes(draw):
+    D = draw(st.integers(1, 120))
+    return D, draw(st.integers(1, D)), draw(st.integers(0, 2**40))
+
+
+@families
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(size=sizes(), dtype=st.sampled_from([torch.float32, torch.float64]))
+def test_adjoint_and_unit_columns(name, options, size, dtype):
+    D, d, seed = size
+    P = make_projection(name, D, d, seed, dtype=dtype, **options)
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-12
+    generator = torch.Generator().manual_seed(1)
+    z = torch.randn(3, d, generator=generator, dtype=dtype)
+    v = torch.randn(3, D, generator=generator, dtype=dtype)
+    left, right = (P(z) * v).sum(1), (z * P.adjoint(v)).sum(1)
+    scale = float(z.norm() * v.norm())
+    torch.testing.assert_close(left, right, rtol=0, atol=tolerance * scale)
+    matrix = P.to_dense()
+    assert matrix.shape == (D, d)
+    torch.testing.assert_close(matrix.norm(dim=0), torch.ones(d, dtype=dtype), rtol=0, atol=tolerance)
+    torch.testing.assert_close(P(z), z @ matrix.T, rtol=0, atol=tolerance * scale)
+    if name in ORTHONORMAL:
+        torch.testing.assert_close(matrix.T @ matrix, torch.eye(d, dtype=dtype), rtol=0, atol=tolerance)
+
+
+@families
+@pytest.mark.parametrize(("D", "d"), [(13, 5), (32, 32)])
+def test_gradients_are_the_adjoint(name, options, D, d):
+    P = make_projection(name, D, d, dtype=torch.float64, **options)
+    generator = torch.Generator().manual_seed(2)
+    z = torch.randn(2, d, dtype=torch.float64, generator=generator, requires_grad=True)
+    v = torch.randn(2, D, dtype=torch.float64, generator=generator, requires_grad=True)
+    assert gradcheck(P, (z,), check_forward_ad=True, check_batched_grad=True)
+    assert gradcheck(P.adjoint, (v,))
+    (gradient,) = torch.autograd.grad((P(z) * v).sum(), z)
+    torch.testing.assert_close(gradient, P.adjoint(v), rtol=1e-12, atol=1e-12)
+
+
+@families
+@pytest.mark.parametrize(("D", "d"), SIZES)
+def test_same_seed_same_P_whatever_came_before(name, options, D, d):
+    first = make_projection(name, D, d, 5, **options).to_dense()
+    torch.manual_seed(99)
+    torch.randn(17)
+    state = torch.random.get_rng_state()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1 if threads > 1 else 2)
+    try:
+        again = make_projection(name, D, d, 5, **options).to_dense()
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(first, again)
+    assert torch.equal(state, torch.random.get_rng_state()), "drawing P touched torch's own generator"
+    if D > 60:
+        assert not torch.equal(first, make_projection(name, D, d, 6, **options).to_dense())
+
+
+@pytest.mark.parametrize(("name", "options"), [case for case in CASES if case[0] != "one_hot"])
+def test_subspaces_are_nested(name, options):
+    large = make_projection(name, 301, 150, 3, **options).to_dense()
+    for d in (1, 16, 63, 65, 149):
+        torch.testing.assert_close(make_projection(name, 301, d, 3, **options).to_dense(), large[:, :d])
+
+
+@families
+def test_vmap_batches_and_types(name, options):
+    P = make_projection(name, 61, 9, **options)
+    z = torch.randn(4, 2, 9, generator=torch.Generator().manual_seed(3))
+    torch.testing.assert_close(torch.vmap(P, in_dims=1, out_dims=1)(z), P(z))
+    torch.testing.assert_close(torch.vmap(P.adjoint)(P(z)), P.adjoint(P(z)))
+    P64 = P.to(torch.float64)
+    torch.testing.assert_close(P64(z.double()).float(), z @ P64.to_dense().float().T)
+    assert not P.state_dict()
+    assert not list(P.parameters())
+
+
+def test_dense_oracle():
+    generator = torch.Generator().manual_seed(8)
+    blocks = [torch.randn(16, 50, generator=generator) for _ in range(2)]
+    columns = [row / row.square().sum().sqrt() for block in blocks for row in block][:20]
+    torch.testing.assert_close(make_projection("dense", 50, 20, 8).to_dense(), torch.stack(columns, dim=1))
+
+
+@pytest.mark.parametrize("density", [None, 0.02, 0.2, 0.9])
+def test_sparse_has_k_distinct_signs_a_column(density):
+    D, d = 400, 130
+    options = {} if density is None else {"density": density}
+    P = make_projection("sparse", D, d, 4, **options)
+    k = max(1, round((density or 1 / math.sqrt(D)) * D))
+    entries = P.to_dense()
+    assert torch.equal((entries != 0).sum(0), torch.full((d,), k))
+    torch.testing.assert_close(entries[entries != 0].abs(), torch.full((d * k,), 1 / math.sqrt(k)))
+    share_of_plus = (entries > 0).sum() / (d * k)
+    assert abs(share_of_plus - 0.5) < 4 * 0.5 / math.sqrt(d * k)
+    rows_hit = (entries != 0).sum(1).float() / d  # each row is in a column with probability k / D
+    assert abs(rows_hit - k / D).max() < 5 * math.sqrt(k / D * (1 - k / D) / d) + 1 / d
+
+
+def test_sparse_columns_draw_their_own_rows():
+    reach = (make_projection("sparse", 10_000, 100, 0).to_dense() != 0).any(1).float().mean()
+    assert abs(reach - (1 - math.exp(-1))) < 0.03  # 1 - exp(-d / sqrt(D)), not the 1% of shared rows
+
+
+def test_distinct_integers_draws_every_subset_equally_often():
+    generator = torch.Generator().manual_seed(0)
+    subsets, counts = sparse.distinct_integers(30_000, 2, 9, generator).unique(dim=0, return_counts=True)
+    assert len(subsets) == math.comb(9, 2)
+    expected = 30_000 / len(subsets)
+    assert abs(counts - expected).max() < 5 * math.sqrt(expected)
+
+
+def test_sparse_without_a_csr_kernel(monkeypatch):
+    P = make_projection("sparse", 301, 40, 1)
+    z, v = torch.randn(2, 40), torch.randn(2, 301)
+    with_kernel = P(z), P.adjoint(v)
+    called = []
+    original = sparse.gather_product
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: False)
+    monkeypatch.setattr(sparse, "gather_product", lambda *a: called.append(1) or original(*a))
+    torch.testing.assert_close((P(z), P.adjoint(v)), with_kernel)
+    assert len(called) == 2
+
+
+def test_one_hot_oracle():
+    D, d = 103, 10
+    matrix = make_projection("one_hot", D, d, 7).to_dense()
+    assert torch.equal((matrix != 0).sum(1), torch.ones(D, dtype=torch.int64))
+    sizes = (matrix != 0).sum(0)
+    assert sorted(sizes.tolist()) == [10] * 7 + [11] * 3
+    torch.testing.assert_close(matrix.abs().amax(0), 1 / sizes.float().sqrt())
+    assert (matrix > 0).any() and (matrix < 0).any()
+
+
+def test_memory():
+    P = make_projection("one_hot", 100_000, 50)
+    assert P.nbytes <= 16 * 100_000
+    S = make_projection("sparse", 100_000, 50)
+    assert S.nbytes <= 16 * 50 * S.k + 4 * (100_000 + 50 + 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        (("gauss", 10, 2), ValueError, "unknown projection 'gauss'; choose one of: dense, sparse, one_hot"),
+        (("dense", 10, 0), ValueError, "d must lie between 1 and D = 10, got 0"),
+        (("dense", 10, 11), ValueError, "d must lie between 1 and D = 10, got 11"),
+        (("dense", 0, 1), ValueError, "D must be at least 1, got 0"),
+        (("dense", 10, 2.0), TypeError, "d must be an integer, got 2.0 of type float"),
+        (("dense", "10", 2), TypeError, "D must be an integer, got '10'"),
+        (("dense", 10, True), TypeError, "d must be an integer, got True"),
+        (("dense", 10, 2, -1), ValueError, "seed must lie between"),
+        (("dense", 10**8, 1000), ValueError, r"needs 400,000,000,000 bytes.*hadamard"),
+        (("sparse", 10**7, 10**6), ValueError, r"entries, more than the 2\*\*31"),
+    ],
+)
+def test_bad_sizes_and_names(arguments, error, words):
+    with pytest.raises(error, match=words):
+        make_projection(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "error", "words"),
+    [
+        ("dense", {"density": 0.1}, ValueError, "unknown option 'density' for 'dense'; allowed: dtype"),
+        ("sparse", {"density": 0.0}, ValueError, r"density must lie in \(0, 1\], got 0.0"),
+        ("sparse", {"density": "low"}, TypeError, "density must be a number"),
+        ("dense", {"dtype": torch.int64}, TypeError, "dtype must be a floating-point"),
+    ],
+)
+def test_bad_options(name, options, error, words):
+    with pytest.raises(error, match=words):
+        make_projection(name, 10, 2, **options)
+
+
+@families
+def test_bad_input(name, options):
+    P = make_projection(name, 61, 9, **options)
+    with pytest.raises(ValueError, match=r"z must have shape \(..., d = 9\), got \(8,\)"):
+        P(torch.zeros(8))
+    with pytest.raises(ValueError, match=r"v must have shape \(..., D = 61\), got \(9,\)"):
+        P.adjoint(torch.zeros(9))
+    with pytest.raises(TypeError, match="z is torch.float64 but P is torch.float32"):
+        P(torch.zeros(9, dtype=torch.float64))
+    with pytest.raises(TypeError, match="z must be a tensor, got list"):
+        P([0.0] * 9)
+    with pytest.raises(ValueError, match="z is on meta but P is on cpu"):
+        P(torch.zeros(9, device="meta"))
+    assert P(torch.full((9,), math.nan)).isnan().any(), "a NaN in z must be seen in P z"
