@@ -14,6 +14,7 @@ import textwrap
 import threading
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 import warnings
 from collections.abc import Callable, Iterator
@@ -36,7 +37,7 @@ SIDE = 28
 CLASSES = 10
 KEYS = ("train_images", "train_labels", "test_images", "test_labels")
 SPLIT_SEED = 0
-CHUNK = 2_000  # images decoded at once
+CHUNK = 2000  # images decoded at once
 PATIENCE = 10.0  # seconds to wait for a server
 
 
@@ -229,7 +230,7 @@ def _read_or_set_aside(path: Path, known: _Known) -> Arrays | None:
 def _read(path: Path, known: _Known) -> Arrays:
     """Read a packed file, or raise a ValueError that says what is wrong with it."""
     try:
-        with np.load(path, allow_pickle=False) as packed:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as packed:
             arrays = {key: packed[key] for key in KEYS}
     except (PermissionError, MemoryError):
         raise
@@ -291,7 +292,8 @@ def _download(name: str) -> Arrays:
         loader = datasets.CIFAR10
         addresses = [loader.url]
     if not _any_answers(addresses):
-        raise ConnectionError(f"no answer from {' or '.join(addresses)} within {PATIENCE:g} s")
+        hosts = " or ".join(urllib.parse.urlsplit(address).netloc for address in addresses)
+        raise ConnectionError(f"no answer from {hosts}")
     print(f"Downloading {KNOWN[name].title}, once ...", file=sys.stderr, flush=True)
     arrays: Arrays = {}
     with tempfile.TemporaryDirectory(prefix="subspace-") as folder, _quiet_and_impatient():
@@ -303,7 +305,7 @@ def _download(name: str) -> Arrays:
 
 
 def _any_answers(addresses: list[str]) -> bool:
-    """Whether one of the servers says anything at all in time; a socket's timeout does not cover name look-ups."""
+    """Whether a server says anything at all in time; a socket's timeout would not cover name look-ups."""
     answers: list[str] = []
 
     def ask(address: str) -> None:
@@ -361,6 +363,6 @@ def _announce(title: str, path: Path, reason: str) -> None:
         f"Looked for {path}; {reason}.",
         f"For the real images {_advice(path)}.",
     ]
-    text = "\n".join(textwrap.fill(line, 96, initial_indent="  ", subsequent_indent="  ") for line in lines)
+    text = "\n".join(textwrap.fill(line, 100, break_long_words=False, break_on_hyphens=False) for line in lines)
     rule = "!" * 100
     print(f"{rule}\n{text}\n{rule}", file=sys.stderr, flush=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import matplotlib as mpl
-import matplotlib.pyplot as plt
 import numpy as np
+from cycler import cycler
 from matplotlib.axes import Axes
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -17,7 +17,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 def use_style() -> None:
     """Give matplotlib the book's style: white ground, readable sizes, colours and markers that go in pairs."""
-    cycle = plt.cycler(color=COLOURS) + plt.cycler(marker=MARKERS)
+    cycle = cycler(color=COLOURS) + cycler(marker=MARKERS)
     mpl.rcParams.update(
         {
             "axes.prop_cycle": cycle,
@@ -81,19 +81,3 @@ def plot_against_d(
         ax.axhline(level, color=colour, lw=1, marker="")
         ax.axhline(0.9 * level, color=colour, lw=1, ls="--", marker="")
     ax.set(xscale="log", xlabel="d, the dimension of the subspace", ylabel="validation accuracy")
-
-
-def crossing(values: Mapping[int, Sequence[float]], level: float) -> float | None:
-    """The d at which the mean accuracy first reaches ``level``, interpolated on log d; None if it never does."""
-    d = sorted(values)
-    means = [float(np.mean(values[one])) for one in d]
-    if means and means[0] >= level:
-        return float(d[0])
-    for i in range(1, len(d)):
-        if means[i] >= level:
-            share = (level - means[i - 1]) / (means[i] - means[i - 1])
-            return float(np.exp(np.log(d[i - 1]) + share * (np.log(d[i]) - np.log(d[i - 1]))))
-    return None
-
-
-__all__ = ["COLOURS", "MARKERS", "crossing", "plot_against_d", "plt", "provenance", "use_style"]

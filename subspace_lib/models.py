@@ -24,15 +24,15 @@ def LeNet(in_channels: int = 1, classes: int = 10) -> nn.Sequential:
     """LeNet on 28 x 28 images: two convolutions with max pooling, then 120, 84 and 10 units.
 
     D = 61,706 on one channel, 62,006 on three. The study drew max pooling and built average pooling; this is
-    max pooling.
+    max pooling, before the ReLU: the two commute, and the ReLU then has a quarter of the work.
     """
     return nn.Sequential(
         nn.Conv2d(in_channels, 6, 5, padding=2),
-        nn.ReLU(),
         nn.MaxPool2d(2),
+        nn.ReLU(),
         nn.Conv2d(6, 16, 5),
-        nn.ReLU(),
         nn.MaxPool2d(2),
+        nn.ReLU(),
         nn.Flatten(),
         nn.Linear(400, 120),
         nn.ReLU(),
@@ -67,11 +67,11 @@ def SmallLeNet(
         head = [nn.Linear(features, hidden), nn.ReLU(), nn.Linear(hidden, classes)]
     return nn.Sequential(
         nn.Conv2d(in_channels, channels, kernel_size, stride=stride, padding=kernel_size // 2),
-        nn.ReLU(),
         nn.MaxPool2d(2),
+        nn.ReLU(),
         nn.Conv2d(channels, 2 * channels, kernel_size),
-        nn.ReLU(),
         nn.MaxPool2d(2),
+        nn.ReLU(),
         nn.Flatten(),
         *head,
     )

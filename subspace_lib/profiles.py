@@ -35,7 +35,7 @@ PROFILES = {
     profile.name: profile
     for profile in (
         Profile("smoke", train_images=1_280, val_images=500, epochs=1, patience=None, seeds=2),
-        Profile("quick", train_images=8_000, val_images=4_000, epochs=6, patience=None, seeds=2),
+        Profile("quick", train_images=5_000, val_images=2_000, epochs=6, patience=None, seeds=2),
         Profile("full", train_images=None, val_images=None, epochs=30, patience=5, seeds=3),
     )
 }

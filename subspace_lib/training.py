@@ -131,7 +131,7 @@ def fit(
         net.train()
         total = torch.zeros((), device=device)
         for batch in torch.randperm(len(labels), generator=order).to(device).split(batch_size):
-            loss = F.cross_entropy(net(images[batch]), labels[batch])
+            loss = F.cross_entropy(net(_laid_out(images[batch])), labels[batch])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -169,7 +169,7 @@ def evaluate(net: nn.Module, images: Tensor, labels: Tensor, batch_size: int = 1
     loss = torch.zeros((), dtype=torch.float64, device=labels.device)
     correct = torch.zeros((), dtype=torch.int64, device=labels.device)
     for x, y in zip(images.split(batch_size), labels.split(batch_size), strict=True):
-        logits = net(x)
+        logits = net(_laid_out(x))
         loss += F.cross_entropy(logits, y, reduction="sum")
         correct += (logits.argmax(1) == y).sum()
     net.train(was_training)
@@ -202,6 +202,13 @@ def _prepare(
     if not parameters:
         raise ValueError(f"{type(model).__name__} has no trainable parameter; there is nothing to fit")
     return model, optimizer_class(parameters, **options)
+
+
+def _laid_out(images: Tensor) -> Tensor:
+    """Images with their channels last, in which convolutions on a CPU run up to twice as fast."""
+    if images.ndim == 4 and images.device.type == "cpu":
+        return images.contiguous(memory_format=torch.channels_last)
+    return images
 
 
 def _validate(net: nn.Module, val: tuple[Tensor, Tensor], history: History) -> None:

@@ -1,0 +1,84 @@
+"""Tables, the crossing of a curve, and the figures and sliders made of them."""
+
+import base64
+import io
+import math
+import re
+
+import matplotlib.pyplot as plt
+import pytest
+from PIL import Image
+
+from subspace_lib import figures
+from subspace_lib.intrinsic import crossing
+from subspace_lib.records import published, results
+from subspace_lib.widgets import FrameSlider
+
+
+def test_published_figures_can_be_picked():
+    points = published(source="minut2023", experiment="fig3")
+    assert len(points) == 14
+    assert all(0 < point["value"] <= 1 and point["d"] > 0 for point in points)
+    with pytest.raises(ValueError, match="unknown column 'figure'; the table has: source, experiment"):
+        published(figure="3")
+
+
+def test_results_are_empty_until_there_is_a_table(tmp_path):
+    assert results("f3", tmp_path) == []
+    (tmp_path / "f3.csv").write_text("experiment,d,val_accuracy,device\nf3,100,0.5,cpu\n")
+    assert results("f3", tmp_path) == [{"experiment": "f3", "d": 100.0, "val_accuracy": 0.5, "device": "cpu"}]
+
+
+def test_crossing_is_exact_on_a_line_in_log_d():
+    accuracy = {d: 0.2 * math.log10(d) for d in (1, 10, 100, 1000)}
+    assert crossing(accuracy, 0.3) == pytest.approx(10**1.5)
+    assert crossing(accuracy, 0.0) == 1
+    assert crossing(accuracy, 0.61) == math.inf
+    assert crossing({1: 0.1, 10: 0.5, 100: 0.4, 1000: 0.9}, 0.5) == pytest.approx(10)
+    with pytest.raises(ValueError, match="at least one point"):
+        crossing({}, 0.5)
+
+
+def test_plot_shows_mean_range_and_both_lines():
+    _, ax = plt.subplots()
+    figures.plot_against_d(ax, {10: [0.1, 0.3], 100: [0.6, 0.6]}, "a curve", baseline=[0.9, 0.7])
+    line = ax.containers[0].lines[0]
+    assert list(line.get_xdata()) == [10, 100]
+    assert list(line.get_ydata()) == pytest.approx([0.2, 0.6])
+    heights = sorted(float(each.get_ydata()[0]) for each in ax.lines if len(set(each.get_ydata())) == 1)
+    assert 0.8 in [pytest.approx(h) for h in heights]
+    assert 0.72 in [pytest.approx(h) for h in heights]
+    assert ax.get_xscale() == "log"
+    plt.close()
+
+
+def draw(value):
+    figure, ax = plt.subplots(figsize=(3, 2))
+    ax.plot([0, value])
+    return figure
+
+
+def test_slider_is_plain_html_with_one_frame_visible():
+    before = plt.get_fignums()
+    slider = FrameSlider(draw, [1, 2, 3], label="slope & more", alt=lambda v: f'a line of "slope" {v}', start=1)
+    page = slider._repr_html_()
+    images = re.findall(r"<img [^>]*>", page)
+    assert [("hidden" in image) for image in images] == [True, False, True]
+    assert 'alt="a line of &quot;slope&quot; 3"' in images[2]
+    assert "slope &amp; more" in page
+    assert 'min="0" max="2"' in page and ">2</output>" in page
+    assert not re.search(r"https?://|<script", page)
+    sizes = {Image.open(io.BytesIO(base64.b64decode(frame))).size for frame in slider.frames}
+    assert len(sizes) == 1
+    assert plt.get_fignums() == before, "the figures must be closed"
+    assert re.findall(r'id="([^"]+)"', page) != re.findall(r'id="([^"]+)"', slider._repr_html_())
+
+
+def test_slider_refuses_what_would_not_work(monkeypatch):
+    with pytest.raises(ValueError, match="at least two values, got 1"):
+        FrameSlider(draw, [1], label="x", alt="y")
+    with pytest.raises(ValueError, match="start must lie between 0 and 1, got 2"):
+        FrameSlider(draw, [1, 2], label="x", alt="y", start=2)
+    monkeypatch.setattr("subspace_lib.widgets.LIMIT_BYTES", 100)
+    with pytest.raises(ValueError, match="the 2 frames take"):
+        FrameSlider(draw, [1, 2], label="x", alt="y")
