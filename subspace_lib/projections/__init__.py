@@ -5,12 +5,22 @@ from __future__ import annotations
 from typing import Any
 
 from subspace_lib.projections.base import Projection
-from subspace_lib.projections.dense import DenseProjection
+from subspace_lib.projections.dense import DenseProjection, OrthogonalProjection
 from subspace_lib.projections.sharing import OneHotProjection
 from subspace_lib.projections.sparse import SparseProjection
+from subspace_lib.projections.transforms import FastfoodProjection, HadamardProjection, KroneckerProjection
 
 PROJECTIONS: dict[str, type[Projection]] = {
-    family.name: family for family in (DenseProjection, SparseProjection, OneHotProjection)
+    family.name: family
+    for family in (
+        DenseProjection,
+        SparseProjection,
+        OrthogonalProjection,
+        HadamardProjection,
+        FastfoodProjection,
+        KroneckerProjection,
+        OneHotProjection,
+    )
 }
 """The families by name."""
 
@@ -60,7 +70,11 @@ def make_projection(name: str, D: int, d: int, seed: int = 0, **options: Any) ->
 __all__ = [
     "PROJECTIONS",
     "DenseProjection",
+    "FastfoodProjection",
+    "HadamardProjection",
+    "KroneckerProjection",
     "OneHotProjection",
+    "OrthogonalProjection",
     "Projection",
     "SparseProjection",
     "make_projection",
