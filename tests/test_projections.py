@@ -1,5 +1,6 @@
 """The contract that every projection keeps, and a dense oracle for each family, written another way."""
 
+import functools
 import math
 
 import pytest
@@ -10,7 +11,7 @@ from torch.autograd import gradcheck
 
 from subspace_lib import PROJECTIONS, make_projection
 from subspace_lib.projections import sparse
-from subspace_lib.projections.transforms import hadamard_transform
+from subspace_lib.projections.transforms import factor_orders, hadamard_matrix, kronecker_transform
 
 CASES = [
     ("dense", {}),
@@ -171,7 +172,7 @@ def test_one_hot_oracle():
     sizes = (matrix != 0).sum(0)
     assert sorted(sizes.tolist()) == [10] * 7 + [11] * 3
     torch.testing.assert_close(matrix.abs().amax(0), 1 / sizes.float().sqrt())
-    assert (matrix > 0).any() and (matrix < 0).any()
+    assert abs((matrix > 0).sum(0) - (matrix < 0).sum(0)).max() <= 1, "half of a group has either sign"
 
 
 def test_orthogonal_spans_what_it_was_drawn_from():
@@ -189,11 +190,15 @@ def sylvester(n):
 
 @pytest.mark.parametrize("n", [1, 2, 64, 128, 1024, 8192])
 def test_hadamard_transform(n):
+    orders = factor_orders(n)
+    assert math.prod(orders) == n
+    assert max(orders) <= 32
+    factors = [hadamard_matrix(order).double() for order in orders]
     x = torch.randn(2, n, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    y = hadamard_transform(x)
+    y = kronecker_transform(x, factors)
     if n <= 1024:
         torch.testing.assert_close(y, x @ sylvester(n).double())
-    torch.testing.assert_close(hadamard_transform(y), n * x)
+    torch.testing.assert_close(kronecker_transform(y, factors), n * x)
 
 
 @pytest.mark.parametrize(("D", "d"), [(300, 70), (300, 1), (37, 37), (37, 20), (63, 5), (64, 64)])
@@ -202,10 +207,12 @@ def test_hadamard_oracle(D, d):
     P = make_projection("hadamard", D, d, 2)
     rows = []
     for i, (count, m) in enumerate(P.groups):
-        coordinates, places, signs, row_signs = P._group(i)
+        coordinates, places, signs, factors = P._group(i)
+        row_signs = functools.reduce(torch.kron, [F[:, 0] for F in factors])
+        assert torch.equal(row_signs.abs(), torch.ones(m))
         for b in range(count):
             C = torch.zeros(m, d)
-            C[places, coordinates] = signs[b]
+            C[places, coordinates] = signs[b][places].float()
             rows.append(torch.diag(row_signs) @ sylvester(m) @ C)
     matrix = torch.cat(rows)
     assert matrix.shape == (D, d)
@@ -219,7 +226,7 @@ def test_fastfood_oracle():
     H = sylvester(n)
     blocks = []
     for b in range(4):
-        Pi = torch.eye(n)[P.order.view(4, n)[b].long() - n * b]
+        Pi = torch.eye(n)[P.order]
         S, G, B = torch.diag(P.row_scale[b]), torch.diag(P.gaussian[b]), torch.diag(P.signs[b].float())
         blocks.append(S @ H @ G @ Pi @ H @ B)
     torch.testing.assert_close(P.to_dense(), torch.cat(blocks)[:D, :d])

@@ -9,7 +9,7 @@ from subspace_lib.projections.base import Projection
 
 
 class OneHotProjection(Projection):
-    """Each weight follows one coordinate of z, with a random sign: weight sharing (Chen et al. 2015).
+    """Each weight follows one coordinate of z, with a sign: weight sharing (Chen et al. 2015).
 
     A random permutation of the weights is cut into d groups whose sizes differ by at most one; the weights
     of group j are +-z_j / sqrt(size of the group). The columns do not overlap, so P is orthonormal exactly,
@@ -21,22 +21,30 @@ class OneHotProjection(Projection):
     def __init__(self, D: int, d: int, seed: int = 0, *, dtype: torch.dtype | None = None) -> None:
         super().__init__(D, d, seed, dtype=dtype)
         generator = torch.Generator().manual_seed(seed)
-        group_of_place = torch.arange(D) % d
-        group = torch.empty(D, dtype=torch.int64)
-        group[torch.randperm(D, generator=generator)] = group_of_place
-        signs = 2 * torch.randint(0, 2, (D,), generator=generator) - 1
+        weight_of_place = torch.randperm(D, generator=generator)
+        place = torch.arange(D)
+        negative = (place // d) % 2  # the signs alternate within a group, whose weights come in random order
+        entry = torch.empty(D, dtype=torch.int32)
+        entry[weight_of_place] = (place % d + d * negative).to(torch.int32)
         sizes = torch.full((d,), D // d)
         sizes[: D % d] += 1
-        self.register_buffer("group", group, persistent=False)
-        self.register_buffer("factor", signs.to(self.dtype) / sizes.to(self.dtype).sqrt()[group], persistent=False)
+        self.register_buffer("entry", entry, persistent=False)
+        self.register_buffer("weight_of_place", weight_of_place.to(torch.int32), persistent=False)
+        self.register_buffer("scale", sizes.to(self.dtype).rsqrt(), persistent=False)
 
-    group: Tensor  # (D,) which coordinate of z a weight follows
-    factor: Tensor  # (D,) its sign over the square root of the group's size
+    entry: Tensor  # (D,) where in [z, -z] a weight finds its value
+    weight_of_place: Tensor  # (D,) the weights in the order in which groups take them: place p is in group p mod d
+    scale: Tensor  # (d,) one over the square root of each group's size
 
     def _multiply(self, z: Tensor) -> Tensor:
-        return z.index_select(-1, self.group) * self.factor
+        scaled = z * self.scale
+        return torch.cat([scaled, -scaled], -1).index_select(-1, self.entry)
 
     def _multiply_transposed(self, v: Tensor) -> Tensor:
-        flat = (v * self.factor).reshape(-1, self.D)
-        sums = flat.new_zeros(len(flat), self.d).scatter_add_(1, self.group.expand_as(flat), flat)
-        return sums.reshape(*v.shape[:-1], self.d)
+        ordered = v.index_select(-1, self.weight_of_place)
+        whole = self.D - self.D % self.d
+        rounds = ordered[..., :whole].reshape(*v.shape[:-1], -1, self.d)
+        sums = rounds[..., ::2, :].sum(-2) - rounds[..., 1::2, :].sum(-2)
+        rest = ordered[..., whole:]
+        sums[..., : rest.shape[-1]] += rest if rounds.shape[-2] % 2 == 0 else -rest
+        return sums * self.scale

@@ -10,33 +10,42 @@ from torch import Tensor
 
 from subspace_lib.projections.base import Projection
 
-FACTOR = 64
-"""A Hadamard transform runs as products with matrices of at most this size, which suits every processor."""
+LARGEST_FACTOR_BITS = 5
+"""A transform runs as products with matrices of order 2^5 at most: few operations, each of them dense."""
 
 
-def hadamard_matrix(n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+def hadamard_matrix(n: int) -> Tensor:
     """Sylvester's Hadamard matrix of order n, a power of two: entries +-1, H H = n I."""
-    H = torch.ones(1, 1, dtype=dtype, device=device)
+    H = torch.ones(1, 1)
     while len(H) < n:
         H = torch.cat([torch.cat([H, H], 1), torch.cat([H, -H], 1)])
     return H
 
 
-def hadamard_transform(x: Tensor) -> Tensor:
-    """H x along the last axis, whose length n is a power of two; unnormalised.
+def factor_orders(n: int) -> list[int]:
+    """Powers of two, nearly equal, at most 2^5 each, whose product is n."""
+    bits = n.bit_length() - 1
+    count = max(1, -(-bits // LARGEST_FACTOR_BITS))
+    return [1 << (bits * (i + 1) // count - bits * i // count) for i in range(count)]
 
-    H of order n is the Kronecker product of small Hadamard matrices; each of them is one matrix product over
-    all of x, so the cost is n log n with a large base instead of the n^2 of a full product.
+
+def kronecker_transform(x: Tensor, factors: list[Tensor]) -> Tensor:
+    """(F_1 kron F_2 kron ...) x along the last axis, for square factors; one matrix product for each factor.
+
+    With Hadamard matrices as factors this is the Hadamard transform: H of order n is the Kronecker product of
+    small ones, and the cost is n (|F_1| + |F_2| + ...) instead of n^2.
     """
     n = x.shape[-1]
     y = x.reshape(-1, n)
-    before = 1
-    while before < n:
-        m = min(FACTOR, n // before)
-        H = hadamard_matrix(m, x.dtype, x.device)
-        after = n // (before * m)
-        y = y.reshape(-1, m) @ H if after == 1 else H @ y.reshape(-1, m, after)
-        before *= m
+    after = n
+    for F in factors:
+        m = len(F)
+        after //= m
+        if after > 1:
+            blocks = y.reshape(-1, m, after)
+            y = torch.bmm(F.expand(len(blocks), m, m), blocks)
+        else:
+            y = y.reshape(-1, m) @ F.T
     return y.reshape(x.shape)
 
 
@@ -54,16 +63,17 @@ class HadamardProjection(Projection):
     """Orthonormal columns without a matrix, at any D and any d <= D.
 
     The weights are cut into blocks of n = 2^k >= d rows, and what is left over into smaller blocks by its binary
-    expansion. Block b is R H C_b: the coordinates of z, under the block's own random signs, are put into random
-    places (C_b), transformed (H) and given random signs again (R). The columns of a block are orthogonal and
-    equally long, so P^T P is diagonal, and dividing each column by its norm makes P orthonormal exactly. Blocks of
-    fewer than d rows carry as many coordinates as they have rows, taking turns. Every weight moves, even at d = 1.
+    expansion. Block b is R H B_b C: z is put into random places of a vector of n zeros (C), gets the block's own
+    random signs (B_b), is transformed (H), and gets random signs again (R). The columns of a block are orthogonal
+    and equally long, so P^T P is diagonal, and dividing each column by its norm makes P orthonormal exactly. Blocks
+    of fewer than d rows carry as many coordinates as they have rows, taking turns. Every weight moves, even at d = 1.
 
-    Cost: D log n operations. Keeps about one number a weight.
+    H runs as a product of small matrices, and R is made of their rows' signs, so it costs nothing.
+    Cost: D log n operations. Keeps one byte a weight.
 
     References
     ----------
-    Ailon and Chazelle (2009) for the idea of a transform under random signs.
+    Ailon and Chazelle (2009), for a Hadamard transform under random signs.
     """
 
     name = "hadamard"
@@ -71,39 +81,43 @@ class HadamardProjection(Projection):
     def __init__(self, D: int, d: int, seed: int = 0, *, dtype: torch.dtype | None = None) -> None:
         super().__init__(D, d, seed, dtype=dtype)
         generator = torch.Generator().manual_seed(seed)
-        n = max(FACTOR, power_of_two(d))
+        n = max(64, power_of_two(d))
         left = D % n
         sizes = [1 << bit for bit in reversed(range(left.bit_length())) if left >> bit & 1]
         self.groups = [(count, m) for count, m in [(D // n, n), *((1, m) for m in sizes)] if count]
         squared_norms = torch.zeros(d, dtype=torch.float64)
         first = 0
         for i, (count, m) in enumerate(self.groups):
-            carried = min(m, d)
-            coordinates = (first + torch.arange(carried)) % d
+            coordinates = (first + torch.arange(min(m, d))) % d
             first = int(coordinates[-1] + 1) % d
             squared_norms[coordinates] += count * m
-            places = torch.randperm(m, generator=generator)[:carried]
-            self.register_buffer(f"coordinates_{i}", coordinates, persistent=False)
-            self.register_buffer(f"places_{i}", places, persistent=False)
-            signs = random_signs((count, carried), generator, self.dtype)
-            self.register_buffer(f"signs_{i}", signs, persistent=False)
-            self.register_buffer(f"row_signs_{i}", random_signs((m,), generator, self.dtype), persistent=False)
+            places = torch.randperm(m, generator=generator)[: len(coordinates)]
+            self._keep(i, "coordinates", coordinates)
+            self._keep(i, "places", places)
+            self._keep(i, "signs", random_signs((count, m), generator, torch.int8))
+            for j, order in enumerate(factor_orders(m)):
+                rows = random_signs((order, 1), generator, self.dtype)
+                self._keep(i, f"factor_{j}", rows * hadamard_matrix(order).to(self.dtype))
         self.register_buffer("scale", squared_norms.rsqrt().to(self.dtype), persistent=False)
 
     scale: Tensor
 
-    def _group(self, i: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        names = ("coordinates", "places", "signs", "row_signs")
-        return tuple(self.get_buffer(f"{name}_{i}") for name in names)  # type: ignore[return-value]
+    def _keep(self, group: int, name: str, value: Tensor) -> None:
+        self.register_buffer(f"{name}_{group}", value, persistent=False)
+
+    def _group(self, i: int) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+        coordinates, places, signs = (self.get_buffer(f"{name}_{i}") for name in ("coordinates", "places", "signs"))
+        factors = [self.get_buffer(f"factor_{j}_{i}") for j in range(len(factor_orders(self.groups[i][1])))]
+        return coordinates, places, signs, factors
 
     def _multiply(self, z: Tensor) -> Tensor:
         flat = (z * self.scale).reshape(-1, self.d)
         parts = []
         for i, (count, m) in enumerate(self.groups):
-            coordinates, places, signs, row_signs = self._group(i)
-            x = flat.new_zeros(len(flat), count, m)
-            x[..., places] = flat[:, None, coordinates] * signs
-            parts.append((hadamard_transform(x) * row_signs).reshape(len(flat), count * m))
+            coordinates, places, signs, factors = self._group(i)
+            placed = flat.new_zeros(len(flat), 1, m)
+            placed[:, 0, places] = flat[:, coordinates]
+            parts.append(kronecker_transform(placed * signs, factors).reshape(len(flat), count * m))
         return torch.cat(parts, 1).reshape(*z.shape[:-1], self.D)
 
     def _multiply_transposed(self, v: Tensor) -> Tensor:
@@ -111,18 +125,19 @@ class HadamardProjection(Projection):
         z = flat.new_zeros(len(flat), self.d)
         pieces = flat.split([count * m for count, m in self.groups], dim=1)
         for i, ((count, m), piece) in enumerate(zip(self.groups, pieces, strict=True)):
-            coordinates, places, signs, row_signs = self._group(i)
-            x = hadamard_transform(piece.reshape(len(flat), count, m) * row_signs)
-            z[:, coordinates] += (x[..., places] * signs).sum(1)
+            coordinates, places, signs, factors = self._group(i)
+            x = kronecker_transform(piece.reshape(len(flat), count, m), [F.T for F in factors])
+            z[:, coordinates] += (x * signs).sum(1)[:, places]
         return (z * self.scale).reshape(*v.shape[:-1], self.d)
 
 
 class FastfoodProjection(Projection):
     """Nearly Gaussian columns at the cost of two transforms: Fastfood (Le, Sarlos and Smola 2013, section 3).
 
-    Blocks S H G Pi H B of n = 2^k >= d rows, all computed at once: B random signs, Pi a random permutation, G Gaussian
+    Blocks S H G Pi H B of n = 2^k >= d rows, all computed at once: B random signs, Pi a random permutation, which all
+    blocks share, G Gaussian
     factors, S row lengths as a Gaussian matrix would have them. The last block is cut to D rows. The
-    columns have norm 1 in expectation. Keeps four numbers a weight.
+    columns have norm 1 in expectation. Keeps nine bytes a weight in float32.
     """
 
     name = "fastfood"
@@ -133,34 +148,42 @@ class FastfoodProjection(Projection):
         n = power_of_two(d)
         self.n, self.blocks = n, -(-D // n)
         gaussian = torch.randn(self.blocks, n, generator=generator)
-        order = torch.rand(self.blocks, n, generator=generator).argsort(dim=1)
+        order = torch.randperm(n, generator=generator)
         squared_lengths = 2 * torch._standard_gamma(torch.full((self.blocks, n), n / 2), generator=generator)
         row_scale = squared_lengths.sqrt() / gaussian.norm(dim=1, keepdim=True) / math.sqrt(n * D)
         for name, buffer in {
             "signs": random_signs((self.blocks, n), generator, torch.int8),
             "gaussian": gaussian.to(self.dtype),
-            "order": (order + n * torch.arange(self.blocks)[:, None]).flatten().to(torch.int32),
+            "order": order,
+            "inverse_order": order.argsort(),
             "row_scale": row_scale.to(self.dtype),
         }.items():
             self.register_buffer(name, buffer, persistent=False)
+        self._orders = factor_orders(n)
+        for size in set(self._orders):
+            self.register_buffer(f"H_{size}", hadamard_matrix(size).to(self.dtype), persistent=False)
 
     signs: Tensor
     gaussian: Tensor
     order: Tensor
+    inverse_order: Tensor
     row_scale: Tensor
+
+    def _transform(self, x: Tensor) -> Tensor:
+        return kronecker_transform(x, [self.get_buffer(f"H_{size}") for size in self._orders])
 
     def _multiply(self, z: Tensor) -> Tensor:
         flat = z.reshape(-1, 1, self.d)
         x = torch.nn.functional.pad(flat, (0, self.n - self.d)) * self.signs
-        x = hadamard_transform(x).reshape(len(flat), -1).index_select(1, self.order).view_as(x)
-        x = hadamard_transform(x * self.gaussian) * self.row_scale
+        x = self._transform(x)[..., self.order]
+        x = self._transform(x * self.gaussian) * self.row_scale
         return x.reshape(len(flat), -1)[:, : self.D].reshape(*z.shape[:-1], self.D)
 
     def _multiply_transposed(self, v: Tensor) -> Tensor:
         flat = torch.nn.functional.pad(v.reshape(-1, self.D), (0, self.blocks * self.n - self.D))
-        x = hadamard_transform(flat.view(-1, self.blocks, self.n) * self.row_scale) * self.gaussian
-        x = torch.zeros_like(flat).index_add_(1, self.order, x.reshape(len(flat), -1)).view_as(x)
-        x = (hadamard_transform(x) * self.signs).sum(1)
+        x = self._transform(flat.view(-1, self.blocks, self.n) * self.row_scale) * self.gaussian
+        x = self._transform(x[..., self.inverse_order])
+        x = (x * self.signs).sum(1)
         return x[:, : self.d].reshape(*v.shape[:-1], self.d)
 
 
