@@ -24,16 +24,14 @@ class OneHotProjection(Projection):
         weight_of_place = torch.randperm(D, generator=generator)
         place = torch.arange(D)
         negative = (place // d) % 2  # the signs alternate within a group, whose weights come in random order
-        entry = torch.empty(D, dtype=torch.int32)
-        entry[weight_of_place] = (place % d + d * negative).to(torch.int32)
+        entry = torch.empty(D, dtype=torch.int64)
+        entry[weight_of_place] = place % d + d * negative
         sizes = torch.full((d,), D // d)
         sizes[: D % d] += 1
         self.register_buffer("entry", entry, persistent=False)
-        self.register_buffer("weight_of_place", weight_of_place.to(torch.int32), persistent=False)
         self.register_buffer("scale", sizes.to(self.dtype).rsqrt(), persistent=False)
 
     entry: Tensor  # (D,) where in [z, -z] a weight finds its value
-    weight_of_place: Tensor  # (D,) the weights in the order in which groups take them: place p is in group p mod d
     scale: Tensor  # (d,) one over the square root of each group's size
 
     def _multiply(self, z: Tensor) -> Tensor:
@@ -41,10 +39,5 @@ class OneHotProjection(Projection):
         return torch.cat([scaled, -scaled], -1).index_select(-1, self.entry)
 
     def _multiply_transposed(self, v: Tensor) -> Tensor:
-        ordered = v.index_select(-1, self.weight_of_place)
-        whole = self.D - self.D % self.d
-        rounds = ordered[..., :whole].reshape(*v.shape[:-1], -1, self.d)
-        sums = rounds[..., ::2, :].sum(-2) - rounds[..., 1::2, :].sum(-2)
-        rest = ordered[..., whole:]
-        sums[..., : rest.shape[-1]] += rest if rounds.shape[-2] % 2 == 0 else -rest
-        return sums * self.scale
+        sums = v.new_zeros(*v.shape[:-1], 2 * self.d).scatter_add_(-1, self.entry.expand_as(v), v)
+        return (sums[..., : self.d] - sums[..., self.d :]) * self.scale
