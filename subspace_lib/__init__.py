@@ -2,7 +2,7 @@
 
 from subspace_lib.datasets import Data, load_dataset
 from subspace_lib.models import MLP, LeNet, SmallLeNet, ToyProblem, count_parameters
-from subspace_lib.profiles import PROFILES, get_profile
+from subspace_lib.profiles import PROFILES, default_device, get_profile
 from subspace_lib.projections import PROJECTIONS, Projection, make_projection
 from subspace_lib.subspace import CheckpointError, SubspaceModel, SubspaceOptimizer
 from subspace_lib.training import DivergedError, History, evaluate, fit
@@ -24,6 +24,7 @@ __all__ = [
     "SubspaceOptimizer",
     "ToyProblem",
     "count_parameters",
+    "default_device",
     "evaluate",
     "fit",
     "get_profile",

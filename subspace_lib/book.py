@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from subspace_lib.chapters import BookError, Run, check_parameters, explain, keep, read_notebook, start, stop
-from subspace_lib.profiles import get_profile
+from subspace_lib.profiles import default_device, get_profile
 
 ROOT = Path(__file__).resolve().parents[1]
 DEVICES = ("cpu", "cuda")
@@ -110,7 +110,7 @@ def choose_device(device: str | None) -> str:
     import torch
 
     if device is None:
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        return default_device()
     if device not in DEVICES:
         raise ValueError(f"unknown device {device!r}; choose one of: {', '.join(DEVICES)}")
     if device == "cuda" and not torch.cuda.is_available():

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+
+import torch
 
 
 @dataclass(frozen=True)
@@ -53,3 +56,8 @@ def get_profile(name: str) -> Profile:
     if name not in PROFILES:
         raise ValueError(f"unknown profile {name!r}; choose one of: {', '.join(PROFILES)}")
     return PROFILES[name]
+
+
+def default_device() -> str:
+    """Where a chapter trains: $SUBSPACE_DEVICE where it is set, else the GPU if there is one, else the CPU."""
+    return os.environ.get("SUBSPACE_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
