@@ -8,6 +8,7 @@ import matplotlib as mpl
 import numpy as np
 from cycler import cycler
 from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's palette, which colour-blind readers can tell apart; always used together with MARKERS."""
@@ -38,17 +39,16 @@ def use_style() -> None:
 
 
 def provenance(ax: Axes, text: str) -> None:
-    """Write under the axes where the data came from, in small grey letters."""
-    ax.annotate(
-        text,
-        (1, 0),
-        xycoords=ax.figure.transFigure if ax.figure else "axes fraction",
-        ha="right",
-        va="top",
-        fontsize=7.5,
-        color="#555555",
-        annotation_clip=False,
-    )
+    """Write above the axes, in small grey letters, where the data came from."""
+    ax.annotate(text, (1, 1.01), xycoords="axes fraction", ha="right", va="bottom", fontsize=8, color="#555555")
+
+
+def axis_of_d(ax: Axes) -> None:
+    """Make the horizontal axis the logarithmic axis of d, with ticks such as 200, 500, 1k."""
+    ax.set(xscale="log", xlabel="d, the dimension of the subspace")
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda d, _: f"{d / 1000:g}k" if d >= 1000 else f"{d:g}"))
+    ax.xaxis.set_minor_formatter(NullFormatter())
 
 
 def plot_against_d(
@@ -80,4 +80,5 @@ def plot_against_d(
         level = float(np.mean(baseline))
         ax.axhline(level, color=colour, lw=1, marker="")
         ax.axhline(0.9 * level, color=colour, lw=1, ls="--", marker="")
-    ax.set(xscale="log", xlabel="d, the dimension of the subspace", ylabel="validation accuracy")
+    axis_of_d(ax)
+    ax.set_ylabel("validation accuracy")
