@@ -1,9 +1,10 @@
 """Train a network through a random projection, theta = theta0 + P z."""
 
 from subspace_lib.datasets import Data, load_dataset
+from subspace_lib.diagnostics import diagnose
 from subspace_lib.models import MLP, LeNet, SmallLeNet, ToyProblem, count_parameters
 from subspace_lib.profiles import PROFILES, default_device, get_profile
-from subspace_lib.projections import PROJECTIONS, Projection, make_projection
+from subspace_lib.projections import PROJECTIONS, LayerwiseProjection, Projection, make_projection, split_budget
 from subspace_lib.subspace import CheckpointError, SubspaceModel, SubspaceOptimizer
 from subspace_lib.training import DivergedError, History, evaluate, fit
 
@@ -17,6 +18,7 @@ __all__ = [
     "Data",
     "DivergedError",
     "History",
+    "LayerwiseProjection",
     "LeNet",
     "Projection",
     "SmallLeNet",
@@ -25,9 +27,11 @@ __all__ = [
     "ToyProblem",
     "count_parameters",
     "default_device",
+    "diagnose",
     "evaluate",
     "fit",
     "get_profile",
     "load_dataset",
     "make_projection",
+    "split_budget",
 ]

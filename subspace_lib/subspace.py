@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from subspace_lib.files import replaced_atomically
 from subspace_lib.models import count_parameters
-from subspace_lib.projections import PROJECTIONS, Projection, make_projection
+from subspace_lib.projections import Projection, from_recipe, has_recipe
 from subspace_lib.projections.base import fingerprint, same_fingerprint
 
 FILE_FORMAT = "subspace_lib 1"
@@ -122,13 +122,13 @@ class SubspaceModel(nn.Module):
         ValueError
             If P is not one of ``PROJECTIONS``, so that no recipe can rebuild it.
         """
-        if type(self.P) is not PROJECTIONS.get(getattr(self.P, "name", "")):
+        if not has_recipe(self.P):
             raise ValueError(f"cannot save a {type(self.P).__name__}: only the families of PROJECTIONS can be rebuilt")
         tensors = {f"buffer.{name}": buffer for name, buffer in self.net.state_dict().items()} | {"z": self.z}
         if self.theta0_seed is None:
             tensors["theta0"] = self.theta0
         description = {
-            "P": {"name": self.P.name, "D": self.P.D, "d": self.P.d, "seed": self.P.seed, **self.P.options()},
+            "P": self.P.recipe(),
             "dtype": str(self.P.dtype).removeprefix("torch."),
             "theta0_seed": self.theta0_seed,
             "theta0": fingerprint(self.theta0),
@@ -154,7 +154,7 @@ class SubspaceModel(nn.Module):
         """
         metadata, tensors = _read(Path(path))
         about = json.loads(metadata["description"])
-        P = make_projection(**about["P"], dtype=getattr(torch, about["dtype"]))
+        P = from_recipe(about["P"], getattr(torch, about["dtype"]))
         try:
             model = cls.from_seed(factory, P, about["theta0_seed"] or 0)
         except ValueError as error:

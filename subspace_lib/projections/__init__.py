@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from subspace_lib.projections.base import Projection
 from subspace_lib.projections.dense import DenseProjection, OrthogonalProjection
+from subspace_lib.projections.layerwise import LayerwiseProjection, split_budget
 from subspace_lib.projections.sharing import OneHotProjection
 from subspace_lib.projections.sparse import SparseProjection
 from subspace_lib.projections.transforms import FastfoodProjection, HadamardProjection, KroneckerProjection
@@ -67,15 +70,33 @@ def make_projection(name: str, D: int, d: int, seed: int = 0, **options: Any) ->
     return family(D, d, seed, **options)
 
 
+def from_recipe(recipe: dict[str, Any], dtype: torch.dtype) -> Projection:
+    """Draw the projection that ``Projection.recipe`` describes."""
+    if recipe.get("name") == LayerwiseProjection.name:
+        return LayerwiseProjection([from_recipe(block, dtype) for block in recipe["blocks"]])
+    return make_projection(**recipe, dtype=dtype)
+
+
+def has_recipe(P: Projection) -> bool:
+    """Whether ``from_recipe`` can draw P again: it is of a known family, or made of blocks that are."""
+    if type(P) is LayerwiseProjection:
+        return all(isinstance(block, Projection) and has_recipe(block) for block in P.blocks)
+    return type(P) is PROJECTIONS.get(P.name)
+
+
 __all__ = [
     "PROJECTIONS",
     "DenseProjection",
     "FastfoodProjection",
     "HadamardProjection",
     "KroneckerProjection",
+    "LayerwiseProjection",
     "OneHotProjection",
     "OrthogonalProjection",
     "Projection",
     "SparseProjection",
+    "from_recipe",
+    "has_recipe",
     "make_projection",
+    "split_budget",
 ]

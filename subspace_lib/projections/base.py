@@ -78,6 +78,10 @@ class Projection(nn.Module, ABC):
         """Keywords that ``make_projection`` needs, beside D, d and seed, to draw this P again."""
         return {}
 
+    def recipe(self) -> dict[str, Any]:
+        """All that ``from_recipe`` needs to draw this P again, as plain data."""
+        return {"name": self.name, "D": self.D, "d": self.d, "seed": self.seed, **self.options()}
+
     def forward(self, z: Tensor) -> Tensor:
         """P z, of shape (..., D), for z of shape (..., d)."""
         self._check(z, "z", self.d, "d")

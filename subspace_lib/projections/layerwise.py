@@ -1,0 +1,113 @@
+"""One projection for each layer, and how to share d out among them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from subspace_lib.projections.base import Projection
+
+
+class LayerwiseProjection(Projection):
+    """A block-diagonal P: part i of z moves part i of the weights only.
+
+    Parameters
+    ----------
+    blocks : sequence of Projection
+        The projections on the diagonal, in the order of the weights; D and d are the sums of theirs.
+
+    Raises
+    ------
+    ValueError
+        If there is no block, or their types or devices differ.
+    TypeError
+        If a block is not a Projection.
+
+    Examples
+    --------
+    >>> sizes = [p.numel() for p in net.parameters()]
+    >>> budget = split_budget(sizes, 150)
+    >>> P = LayerwiseProjection([make_projection("dense", D, d, seed=i) for i, (D, d) in enumerate(zip(sizes, budget))])
+    """
+
+    name = "layerwise"
+
+    def __init__(self, blocks: Sequence[Projection]) -> None:
+        if not blocks:
+            raise ValueError("a layerwise projection needs at least one block, got none")
+        for block in blocks:
+            if not isinstance(block, Projection):
+                raise TypeError(f"every block must be a Projection, got {type(block).__name__}")
+            if (block.dtype, block.device) != (blocks[0].dtype, blocks[0].device):
+                raise ValueError(
+                    f"blocks must have one type and device, got {blocks[0].dtype} on {blocks[0].device} "
+                    f"and {block.dtype} on {block.device}"
+                )
+        super().__init__(sum(P.D for P in blocks), sum(P.d for P in blocks), dtype=blocks[0].dtype)
+        self.blocks = nn.ModuleList(blocks)
+        self.to(blocks[0].device)
+
+    def options(self) -> dict[str, Any]:
+        """The recipe of each block."""
+        return {"blocks": [block.recipe() for block in self._blocks()]}
+
+    def _blocks(self) -> list[Projection]:
+        return [block for block in self.blocks if isinstance(block, Projection)]
+
+    def _multiply(self, z: Tensor) -> Tensor:
+        blocks = self._blocks()
+        parts = z.split([P.d for P in blocks], dim=-1)
+        return torch.cat([P._multiply(part) for P, part in zip(blocks, parts, strict=True)], dim=-1)
+
+    def _multiply_transposed(self, v: Tensor) -> Tensor:
+        blocks = self._blocks()
+        parts = v.split([P.D for P in blocks], dim=-1)
+        return torch.cat([P._multiply_transposed(part) for P, part in zip(blocks, parts, strict=True)], dim=-1)
+
+
+RULES: dict[str, Callable[[int], float]] = {
+    "proportional": lambda size: size,
+    "sqrt": math.sqrt,
+    "equal": lambda size: 1.0,
+}
+"""How much of d a layer of a given size deserves."""
+
+
+def split_budget(sizes: Sequence[int], d: int, rule: str = "proportional") -> list[int]:
+    """Share d dimensions out among layers, at least one each and at most as many as the layer has weights.
+
+    Parameters
+    ----------
+    sizes : sequence of int
+        Weights of each layer.
+    d : int
+        Dimensions to share out, from ``len(sizes)`` to ``sum(sizes)``.
+    rule : str
+        "proportional" to the size, to its "sqrt", or "equal".
+
+    Returns
+    -------
+    list of int
+        One number a layer, d in sum.
+
+    Raises
+    ------
+    ValueError
+        If the rule is unknown, a size is below 1, or d is out of range.
+    """
+    if rule not in RULES:
+        raise ValueError(f"unknown rule {rule!r}; choose one of: {', '.join(RULES)}")
+    if not sizes or min(sizes) < 1:
+        raise ValueError(f"sizes must be one or more numbers of at least 1, got {list(sizes)}")
+    if not len(sizes) <= d <= sum(sizes):
+        raise ValueError(f"d must lie between {len(sizes)} (one a layer) and {sum(sizes)} (all weights), got {d}")
+    deserved = [RULES[rule](size) for size in sizes]
+    shares = [1] * len(sizes)
+    for _ in range(d - len(sizes)):  # to the layer that is furthest below what it deserves
+        open_layers = [i for i, size in enumerate(sizes) if shares[i] < size]
+        shares[min(open_layers, key=lambda i: (shares[i] + 0.5) / deserved[i])] += 1
+    return shares

@@ -1,0 +1,121 @@
+"""Block-diagonal projections, budgets and the diagnosis."""
+
+import math
+
+import pytest
+import torch
+
+from subspace_lib import (
+    PROJECTIONS,
+    LayerwiseProjection,
+    LeNet,
+    SubspaceModel,
+    diagnose,
+    make_projection,
+    split_budget,
+)
+
+
+def layerwise():
+    return LayerwiseProjection(
+        [make_projection("dense", 30, 4, 1), make_projection("one_hot", 50, 5, 2), make_projection("hadamard", 7, 7, 3)]
+    )
+
+
+def test_layerwise_is_block_diagonal():
+    P = layerwise()
+    assert (P.D, P.d) == (87, 16)
+    torch.testing.assert_close(P.to_dense(), torch.block_diag(*(block.to_dense() for block in P.blocks)))
+    v = torch.randn(3, 87, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(P.adjoint(v), v @ P.to_dense())
+    z = torch.randn(16, requires_grad=True)
+    (P(z) @ v[0]).backward()
+    torch.testing.assert_close(z.grad, P.adjoint(v[0]))
+    assert P.nbytes >= sum(block.nbytes for block in P.blocks)
+    assert P.double().dtype == torch.float64
+
+
+def test_layerwise_is_saved_and_rebuilt(tmp_path):
+    sizes = [p.numel() for p in LeNet().parameters()]
+    budget = split_budget(sizes, 150)
+    P = LayerwiseProjection(
+        [make_projection("sparse", D, d, i) for i, (D, d) in enumerate(zip(sizes, budget, strict=True))]
+    )
+    model = SubspaceModel.from_seed(LeNet, P, 0)
+    with torch.no_grad():
+        model.z.normal_()
+    model.save(tmp_path / "model.safetensors")
+    assert torch.equal(SubspaceModel.load(tmp_path / "model.safetensors", LeNet).theta(), model.theta())
+
+
+def test_layerwise_refuses_bad_blocks():
+    with pytest.raises(ValueError, match="at least one block"):
+        LayerwiseProjection([])
+    with pytest.raises(TypeError, match="must be a Projection, got Linear"):
+        LayerwiseProjection([torch.nn.Linear(2, 2)])
+    with pytest.raises(ValueError, match=r"torch.float32 on cpu and torch.float64 on cpu"):
+        LayerwiseProjection([make_projection("dense", 4, 2), make_projection("dense", 4, 2, dtype=torch.float64)])
+
+
+@pytest.mark.parametrize("rule", ["proportional", "sqrt", "equal"])
+@pytest.mark.parametrize("d", [5, 17, 150, 1000, 1115])
+def test_budget_is_spent_within_bounds(rule, d):
+    sizes = [10, 100, 5, 400, 600]
+    budget = split_budget(sizes, d, rule)
+    assert sum(budget) == d
+    assert all(1 <= share <= size for share, size in zip(budget, sizes, strict=True))
+
+
+def test_budget_follows_its_rule():
+    assert split_budget([100, 200, 700], 100) == [10, 20, 70]
+    assert split_budget([100, 400, 900], 60, "sqrt") == [10, 20, 30]
+    assert split_budget([100, 400, 900], 60, "equal") == [20, 20, 20]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (([10, 10], 1), r"d must lie between 2 \(one a layer\) and 20"),
+        (([10, 10], 21), "got 21"),
+        (([10, 0], 5), "sizes must be one or more numbers of at least 1"),
+        (([10, 10], 5, "fair"), "unknown rule 'fair'; choose one of: proportional, sqrt, equal"),
+    ],
+)
+def test_budget_refuses(arguments, words):
+    with pytest.raises(ValueError, match=words):
+        split_budget(*arguments)
+
+
+@pytest.mark.parametrize("name", PROJECTIONS)
+def test_diagnosis_against_the_matrix(name):
+    P = make_projection(name, 300, 20, 1)
+    found, matrix = diagnose(P), P.to_dense()
+    norms = matrix.norm(dim=0)
+    assert found["columns sampled"] == 20
+    assert found["column norm min"] == pytest.approx(float(norms.min()), rel=1e-5)
+    assert found["column norm max"] == pytest.approx(float(norms.max()), rel=1e-5)
+    cosines = torch.corrcoef(torch.cat([matrix, -matrix]).T).fill_diagonal_(0)  # centred by symmetry
+    assert found["largest cosine"] == pytest.approx(float(cosines.abs().max()), abs=1e-5)
+    assert found["reach"] == pytest.approx(float((matrix != 0).any(1).double().mean()))
+    assert found["rank of the sample"] == 20
+    assert found["adjoint error"] < 1e-5
+    assert found["bytes"] == P.nbytes
+    assert found["forward ms"] > 0
+
+
+def test_diagnosis_of_a_large_sparse_projection_samples_and_finds_its_reach():
+    D, d = 100_000, 300
+    found = diagnose(make_projection("sparse", D, d))
+    assert found["columns sampled"] == 64
+    assert abs(found["reach"] - (1 - math.exp(-d / math.sqrt(D)))) < 0.01
+    assert "columns sampled" in str(found)
+    assert "<th>reach</th>" in found._repr_html_()
+
+
+def test_diagnosis_sees_shared_rows():
+    """The study's flaw: columns that all move the same few weights."""
+    P = make_projection("sparse", 1000, 50, 0, density=0.02)
+    shared = P.row_of.view(50, -1)[0].repeat(50)
+    P._keep_both_ways(shared, torch.where(P.value_by_column > 0, 1, -1).to(torch.int8))
+    assert diagnose(P)["reach"] == 0.02
+    assert diagnose(P)["rank of the sample"] <= 20
