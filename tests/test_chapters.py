@@ -1,0 +1,209 @@
+"""The lint of the chapters: what every one of them must have, and what the book and its front matter agree on."""
+
+import ast
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from subspace_lib.book import chapter_names
+from subspace_lib.chapters import PARAMETERS
+
+ROOT = Path(__file__).resolve().parents[1]
+BOOK = ROOT / "book"
+NUMBERED = sorted(BOOK.glob("[0-9][0-9]_*.ipynb"))
+URL = yaml.safe_load((ROOT / "_config.yml").read_text())["repository"]["url"]
+SECTIONS = ["what you will be able to do", "prerequisites", "predict first", "misconception", "pitfall"]
+SECTIONS += ["quiz", "take away", "where next"]
+NAMES = {"Adam", "Bayes", "Colab", "Fastfood", "Fourier", "Gaussian", "Hadamard", "Johnson", "Jupyter"}
+NAMES |= {"Kronecker", "Lindenstrauss", "Python", "Rademacher"}
+DRAWING = {"figure", "hist", "imshow", "plot", "scatter", "show", "subplot_mosaic", "subplots"}
+
+Cell = dict[str, Any]
+
+
+def cells_of(path: Path, kind: str | None = None) -> list[Cell]:
+    """The cells of a chapter, of one kind or all, with their source as one string."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    for cell in cells:
+        cell["source"] = "".join(cell["source"])
+    return [cell for cell in cells if kind in (None, cell["cell_type"])]
+
+
+def tags_of(cell: Cell) -> list[str]:
+    return cell["metadata"].get("tags", [])
+
+
+def prose_of(path: Path) -> str:
+    """The text of a page or chapter, without its code."""
+    if path.suffix != ".ipynb":
+        return re.sub(r"(?ms)^(`{3,}|~{3,}).*?^\1", "", path.read_text(encoding="utf-8"))
+    return "\n\n".join(cell["source"] for cell in cells_of(path, "markdown"))
+
+
+def headings_of(text: str) -> list[str]:
+    """Headings, and titles of admonitions."""
+    return re.findall(r"(?m)^(?:#+|:{3,}\{[\w-]+\}|`{3,}\{[\w-]+\}) +(.+)$", text)
+
+
+def top_level_calls(source: str) -> Iterator[ast.Call]:
+    """The calls that run when the cell runs: not those inside a function."""
+    waiting: list[ast.AST] = [ast.parse(source)]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.Call):
+            yield node
+        if not isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Lambda):
+            waiting.extend(ast.iter_child_nodes(node))
+
+
+def draws(source: str) -> bool:
+    """Whether the cell shows a figure of matplotlib."""
+    names = [ast.unparse(call.func) for call in top_level_calls(source)]
+    return any(name.startswith("plt.") and name[4:] in DRAWING for name in names)
+
+
+pages = pytest.mark.parametrize("path", NUMBERED, ids=lambda path: path.stem)
+
+
+def test_there_are_chapters() -> None:
+    assert NUMBERED
+
+
+def test_every_chapter_is_in_the_table_of_contents() -> None:
+    assert [name for name in chapter_names(BOOK) if name[:2].isdigit()] == [path.stem for path in NUMBERED]
+
+
+@pages
+def test_notebook_is_clean(path: Path) -> None:
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    assert notebook["metadata"]["kernelspec"]["name"] == "python3"
+    for cell in cells_of(path, "code"):
+        assert cell["outputs"] == [] and cell["execution_count"] is None, "outputs are not committed"
+        assert "raises-exception" not in tags_of(cell), "papermill stops there; show the error with try and except"
+
+
+@pages
+def test_parameters(path: Path) -> None:
+    first = cells_of(path, "code")[0]
+    tagged = [cell for cell in cells_of(path) if "parameters" in tags_of(cell)]
+    assert tagged == [first], "the first code cell, and only that, is tagged parameters"
+    assignments = ast.parse(first["source"]).body
+    assert all(isinstance(line, ast.Assign) and len(line.targets) == 1 for line in assignments)
+    assert tuple(ast.unparse(line.targets[0]) for line in assignments) == PARAMETERS
+    assert ast.literal_eval(assignments[0].value) == "quick"
+    assert first["metadata"]["nbmake"] == {"mock": {"PROFILE": "smoke"}}
+
+
+@pages
+def test_sections(path: Path) -> None:
+    text = prose_of(path)
+    assert text.startswith("# "), "a chapter starts with its title"
+    assert len(re.findall(r"(?m)^# ", text)) == 1, "one title a chapter"
+    headings = "\n".join(headings_of(text)).lower()
+    assert [name for name in SECTIONS if name not in headings] == []
+    assert re.search(r"\d+( to \d+)? minutes", text), "no time estimate"
+    assert "GPU" in text, "no line on the GPU"
+
+
+@pages
+def test_exercises(path: Path) -> None:
+    exercises: list[list[Cell]] = []
+    numbers: list[int] = []
+    inside = False
+    for cell in cells_of(path):
+        if cell["cell_type"] == "markdown" and headings_of(cell["source"]):
+            title = re.search(r"(?m)^#+ +Exercise (\d+)", cell["source"])
+            inside = title is not None
+            if title:
+                numbers.append(int(title[1]))
+                exercises.append([])
+        if inside:
+            exercises[-1].append(cell)
+    assert numbers == list(range(1, len(exercises) + 1))
+    assert len(exercises) >= 3
+    assert re.search(r"(?mi)^#+ Exercise.*open", prose_of(path)), "one exercise is open, and says so"
+    for exercise in exercises:
+        title = headings_of(exercise[0]["source"])[-1]
+        assert re.search(r"<details>\s*<summary>Hint", exercise[0]["source"]), f"no hint: {title}"
+        hidden = [cell for cell in exercise if cell["cell_type"] == "code" and "hide-cell" in tags_of(cell)]
+        assert hidden and len(hidden[0]["source"].splitlines()) > 1, f"no hidden solution: {title}"
+
+
+@pages
+def test_quiz(path: Path) -> None:
+    quiz = re.search(r"(?ms)^## Quiz$(.*?)(?=^## |\Z)", prose_of(path))
+    assert quiz, "no section '## Quiz'"
+    questions = re.split(r"(?m)^\*\*\d+\. ", quiz[1])[1:]
+    assert len(questions) >= 4
+    for question in questions:
+        answers = re.findall(r"(?s)<details>\s*<summary>(.+?)</summary>(.+?)</details>", question)
+        assert len(answers) >= 2, f"answers that explain themselves: {question.splitlines()[0]}"
+
+
+@pages
+def test_figures_have_alt_text_name_and_caption(path: Path) -> None:
+    for cell in cells_of(path, "code"):
+        if draws(cell["source"]):
+            settings = cell["metadata"].get("mystnb", {})
+            figure = settings.get("figure", {})
+            found = [settings.get("image", {}).get("alt"), figure.get("name"), figure.get("caption")]
+            assert all(found), f"alt, name, caption are {found} in the cell\n{cell['source']}"
+        if any(ast.unparse(call.func).endswith("FrameSlider") for call in top_level_calls(cell["source"])):
+            assert re.search(r"\balt=", cell["source"]), f"no alt text in the cell\n{cell['source']}"
+
+
+def test_figure_names_are_unique() -> None:
+    cells = [cell for path in BOOK.glob("*.ipynb") for cell in cells_of(path, "code")]
+    named = Counter(cell["metadata"].get("mystnb", {}).get("figure", {}).get("name") for cell in cells)
+    assert [name for name, count in named.items() if name and count > 1] == []
+
+
+def test_setup_cells_are_the_same_and_name_the_repository() -> None:
+    setups = {cell["source"] for path in NUMBERED for cell in cells_of(path, "code") if "setup" in tags_of(cell)}
+    assert all(any("setup" in tags_of(cell) for cell in cells_of(path, "code")) for path in NUMBERED)
+    assert len(setups) == 1
+    assert f'"{URL}"' in setups.pop()
+
+
+def test_citations_are_in_the_references() -> None:
+    known = set(re.findall(r"(?m)^@\w+\{([^,\s]+)", (BOOK / "references.bib").read_text()))
+    for path in [*BOOK.glob("*.md"), *BOOK.glob("*.ipynb")]:
+        for keys in re.findall(r"\{cite(?::\w+)?\}`([^`]+)`", prose_of(path)):
+            assert {key.strip() for key in keys.split(",")} <= known, path.name
+
+
+def test_headings_are_in_sentence_case() -> None:
+    for path in [*BOOK.glob("*.md"), *BOOK.glob("*.ipynb"), *ROOT.glob("*.md"), ROOT / "data" / "README.md"]:
+        for heading in headings_of(prose_of(path)):
+            words = re.findall(r"[A-Za-z]+", re.sub(r"`[^`]*`|\$[^$]*\$|\{[^}]*\}", "", heading))[1:]
+            strange = [word for word in words if len(word) > 1 and word.istitle() and word not in NAMES]
+            assert strange == [], f"{path.name}: {heading}"
+
+
+def test_the_repository_has_one_address() -> None:
+    owner_and_name = URL.removeprefix("https://github.com/")
+    for name in ("README.md", "CITATION.cff", "CONTRIBUTING.md", "pyproject.toml"):
+        assert URL in (ROOT / name).read_text(), name
+    paths = [*ROOT.glob("*.md"), ROOT / "CITATION.cff", ROOT / "pyproject.toml", *BOOK.glob("*.md")]
+    for path in [*paths, *BOOK.glob("*.ipynb")]:
+        text = path.read_text(encoding="utf-8")
+        for repository, file in re.findall(
+            r"colab\.research\.google\.com/github/([^/\s]+/[^/\s]+)/blob/main/([^\s)\"]+)", text
+        ):
+            assert repository == owner_and_name, path.name
+            assert (ROOT / file).exists(), f"{path.name} opens {file} in Colab"
+        short = re.escape(owner_and_name.split("/")[1])
+        for repository in re.findall(rf"github\.com/([\w.-]+/{short})\b", text):
+            assert repository == owner_and_name, path.name
+
+
+def test_the_readme_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    blocks = re.findall(r"(?ms)^```python\n(.*?)^```", (ROOT / "README.md").read_text())
+    exec("\n".join(blocks), {})
+    assert "trained numbers instead of" in capsys.readouterr().out

@@ -1,0 +1,143 @@
+"""The built book in a real browser with no network: every page is whole, and its sliders move."""
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HTML = Path(__file__).resolve().parents[1] / "_build" / "html"
+PAGES = sorted(HTML.glob("*.html")) or [HTML / "index.html"]
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+FLAGS += ["--disable-component-update", "--disable-sync"]
+
+LOOK = """async () => {
+  if (window.MathJax && MathJax.startup) await MathJax.startup.promise;
+  document.querySelectorAll('details').forEach(d => d.open = true);
+  const all = (selector, root = document) => [...root.querySelectorAll(selector)];
+  const shown = image => image.getClientRects().length > 0;
+  const article = document.querySelector('article') || document.body;
+  const images = all('img', article);
+  await Promise.all(images.filter(shown).map(i => i.decode().catch(() => {})));
+  const words = article.cloneNode(true);
+  all('pre, code, mjx-container, script, style', words).forEach(node => node.remove());
+  const sliders = all('.subspace-slider').map(slider => {
+    const range = slider.querySelector('input[type=range]');
+    const state = value => {
+      range.value = value;
+      range.dispatchEvent(new Event('input', {bubbles: true}));
+      return all('img', slider).filter(shown).map(image => image.src);
+    };
+    return {first: state(range.min), last: state(range.max), label: slider.innerText.trim()};
+  });
+  return {
+    elsewhere: all('script[src], link[href]:not([rel=canonical]), img[src], iframe[src], source[src]')
+      .map(node => node.src || node.href).filter(address => /^(https?|wss?):/.test(address)),
+    math: all('.math').length,
+    unrendered: all('.math').filter(m => !m.querySelector('mjx-container')).map(m => m.innerText),
+    wrong: all('mjx-merror').map(node => node.innerText),
+    raw: (words.textContent.match(/\\$[^$\\n]+\\$|\\\\\\(.+?\\\\\\)/g) || []),
+    mute: images.filter(i => !(i.alt || '').trim()).map(i => i.outerHTML.slice(0, 200)),
+    broken: images.filter(i => shown(i) && i.naturalWidth === 0).map(i => i.outerHTML.slice(0, 200)),
+    bare: images.filter(i => !i.closest('.subspace-slider'))
+      .filter(i => !(i.closest('figure')?.querySelector('figcaption')?.innerText || '').trim())
+      .map(i => i.outerHTML.slice(0, 200)),
+    sliders: sliders,
+    links: all('a[href]').map(a => a.href).filter(address => address.startsWith('file:')),
+    names: all('[id], a[name]').map(node => node.id || node.name),
+  };
+}"""
+
+
+def missing(what: str) -> None:
+    """Skip, or fail where everything has to be there."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(what)
+    pytest.skip(what)
+
+
+@pytest.fixture(scope="module")
+def visits() -> Iterator[dict[str, dict[str, Any]]]:
+    """What the browser found on each page."""
+    executable = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if executable is None:
+        missing("no Chromium on the PATH: install the package `chromium`")
+    if not PAGES[0].exists():
+        missing("no pages to open: run `make book` first")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=executable, args=FLAGS)
+        yield {path.name: visit(browser, path) for path in PAGES}
+        browser.close()
+
+
+def visit(browser: Any, path: Path) -> dict[str, Any]:
+    """Open one page with every request to elsewhere blocked and written down."""
+    page = browser.new_page()
+    requests: list[str] = []
+    errors: list[str] = []
+    page.route(re.compile("^(?!file:|data:|blob:)"), lambda route: route.abort())
+    page.on("request", lambda request: requests.append(request.url))
+    page.on("websocket", lambda socket: requests.append(socket.url))
+    page.on("requestfailed", lambda request: errors.append(f"{request.url}: {request.failure}"))
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    page.goto(path.as_uri(), wait_until="load")
+    found: dict[str, Any] = page.evaluate(LOOK)
+    page.wait_for_timeout(100)
+    page.close()
+    found["requests"] = [url for url in requests if not url.startswith(("file:", "data:", "blob:"))]
+    found["errors"] = errors
+    return found
+
+
+pytestmark = pytest.mark.browser
+pages = pytest.mark.parametrize("name", [path.name for path in PAGES])
+
+
+@pages
+def test_page_stands_alone(name: str, visits: dict[str, dict[str, Any]]) -> None:
+    assert visits[name]["requests"] == []
+    assert visits[name]["elsewhere"] == []
+    assert visits[name]["errors"] == []
+
+
+@pages
+def test_math_is_rendered(name: str, visits: dict[str, dict[str, Any]]) -> None:
+    assert visits[name]["unrendered"] == []
+    assert visits[name]["wrong"] == []
+    assert visits[name]["raw"] == []
+
+
+@pages
+def test_pictures_have_alt_text_and_caption(name: str, visits: dict[str, dict[str, Any]]) -> None:
+    assert visits[name]["broken"] == []
+    assert visits[name]["mute"] == []
+    assert visits[name]["bare"] == []
+
+
+@pages
+def test_sliders_move(name: str, visits: dict[str, dict[str, Any]]) -> None:
+    for slider in visits[name]["sliders"]:
+        assert len(slider["first"]) == len(slider["last"]) == 1, slider["label"]
+        assert slider["first"] != slider["last"], slider["label"]
+
+
+@pages
+def test_links_lead_somewhere(name: str, visits: dict[str, dict[str, Any]]) -> None:
+    for address in visits[name]["links"]:
+        target, _, anchor = address.removeprefix(HTML.as_uri() + "/").partition("#")
+        target = target.partition("?")[0]
+        assert (HTML / target).is_file(), address
+        if anchor and target in visits:
+            assert anchor in visits[target]["names"], address
+
+
+def test_the_book_has_math_and_sliders(visits: dict[str, dict[str, Any]]) -> None:
+    assert visits["index.html"]["math"] > 0
+    assert sum(len(found["sliders"]) for found in visits.values()) > 0
