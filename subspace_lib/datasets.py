@@ -1,23 +1,12 @@
 """MNIST and CIFAR-10 as tensors, decoded once, from one packed file each."""
 
-import contextlib
 import functools
-import http.client
-import importlib
-import io
 import itertools
 import os
-import socket
 import sys
-import tempfile
 import textwrap
-import threading
-import time
-import urllib.error
-import urllib.parse
-import urllib.request
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from subspace_lib import standins
+from subspace_lib.downloads import fetch
 from subspace_lib.files import replaced_atomically
 from subspace_lib.standins import Arrays
 
@@ -38,7 +28,6 @@ CLASSES = 10
 KEYS = ("train_images", "train_labels", "test_images", "test_labels")
 SPLIT_SEED = 0
 CHUNK = 2000  # images decoded at once
-PATIENCE = 10.0  # seconds to wait for a server
 
 
 class RealDataMissing(ValueError):
@@ -169,7 +158,7 @@ def load_dataset(
     path = data_folder(root) / f"{name}.npz"
     arrays, reason = _read_or_set_aside(path, known), ""
     if arrays is None:
-        arrays, reason = _fetch(name)
+        arrays, reason = fetch(name)
         if arrays is not None:
             _keep(path, arrays)
     if arrays is not None:
@@ -265,87 +254,6 @@ def _keep(path: Path, arrays: Arrays) -> None:
     except OSError as error:
         advice = "going on with the data in memory; pass root= a folder that can be written"
         warnings.warn(f"could not write {path} ({error}); {advice}", stacklevel=3)
-
-
-def _fetch(name: str) -> tuple[Arrays | None, str]:
-    """The downloaded arrays, or None and the reason."""
-    if os.environ.get("SUBSPACE_OFFLINE") == "1":
-        return None, "SUBSPACE_OFFLINE=1 forbids downloads"
-    return _download_once(name)
-
-
-@functools.cache
-def _download_once(name: str) -> tuple[Arrays | None, str]:
-    try:
-        return _download(name), ""
-    except (OSError, RuntimeError, ImportError, EOFError, http.client.HTTPException) as error:
-        return None, f"download failed: {' '.join(str(error).split()) or type(error).__name__}"
-
-
-def _download(name: str) -> Arrays:
-    """Fetch a data set with torchvision, which checks the MD5 sums."""
-    datasets = _import_torchvision_datasets()
-    if name == "mnist":
-        loader = datasets.MNIST
-        addresses = [mirror + loader.resources[0][0] for mirror in loader.mirrors]
-    else:
-        loader = datasets.CIFAR10
-        addresses = [loader.url]
-    if not _any_answers(addresses):
-        hosts = " or ".join(urllib.parse.urlsplit(address).netloc for address in addresses)
-        raise ConnectionError(f"no answer from {hosts}")
-    print(f"Downloading {KNOWN[name].title}, once ...", file=sys.stderr, flush=True)
-    arrays: Arrays = {}
-    with tempfile.TemporaryDirectory(prefix="subspace-") as folder, _quiet_and_impatient():
-        for part in ("train", "test"):
-            loaded = loader(folder, train=part == "train", download=True)
-            arrays[f"{part}_images"] = np.asarray(loaded.data, dtype=np.uint8)
-            arrays[f"{part}_labels"] = np.asarray(loaded.targets, dtype=np.uint8)
-    return arrays
-
-
-def _any_answers(addresses: list[str]) -> bool:
-    """Whether a server says anything at all in time; a socket's timeout would not cover name look-ups."""
-    answers: list[str] = []
-
-    def ask(address: str) -> None:
-        request = urllib.request.Request(address, method="HEAD")
-        with contextlib.suppress(OSError, http.client.HTTPException):
-            with contextlib.suppress(urllib.error.HTTPError):  # a refusal is an answer too
-                urllib.request.urlopen(request, timeout=PATIENCE).close()
-            answers.append(address)
-
-    threads = [threading.Thread(target=ask, args=(address,), daemon=True) for address in addresses]
-    for thread in threads:
-        thread.start()
-    deadline = time.monotonic() + PATIENCE
-    while not answers and any(thread.is_alive() for thread in threads) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return bool(answers)
-
-
-@contextlib.contextmanager
-def _quiet_and_impatient() -> Iterator[None]:
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(PATIENCE)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        socket.setdefaulttimeout(before)
-
-
-def _import_torchvision_datasets() -> Any:
-    try:
-        return importlib.import_module("torchvision.datasets")
-    except RuntimeError:
-        # torchvision's wheel is a CUDA build: beside a CPU torch two operators lack their schemas.
-        for module in [module for module in sys.modules if module.split(".")[0] == "torchvision"]:
-            del sys.modules[module]
-        for operator in ("nms", "qnms"):
-            schema = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-            torch.library.define(f"torchvision::{operator}", schema)
-        return importlib.import_module("torchvision.datasets")
 
 
 def _advice(path: Path) -> str:

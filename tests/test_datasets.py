@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from subspace_lib import datasets, standins
+from subspace_lib import datasets, downloads, standins
 from subspace_lib.datasets import Data, RealDataMissing, data_folder, load_dataset
 
 SHAPES = {"mnist": (28, 28), "cifar10": (32, 32, 3)}
@@ -49,14 +49,14 @@ def no_network(monkeypatch):
 
     monkeypatch.delenv("SUBSPACE_OFFLINE", raising=False)
     monkeypatch.delenv("SUBSPACE_DATA", raising=False)
-    monkeypatch.setattr(datasets, "_download", download)
+    monkeypatch.setattr(downloads, "_download", download)
     for name, known in datasets.KNOWN.items():
         cheap = datasets.replace(known, draw=draw_few(name))
         monkeypatch.setitem(datasets.KNOWN, name, cheap)
-    datasets._download_once.cache_clear()
+    downloads._download_once.cache_clear()
     datasets._announce.cache_clear()
     yield
-    datasets._download_once.cache_clear()
+    downloads._download_once.cache_clear()
     datasets._announce.cache_clear()
 
 
@@ -69,7 +69,7 @@ def server(monkeypatch):
         asked.append(name)
         return make_arrays(name)
 
-    monkeypatch.setattr(datasets, "_download", download)
+    monkeypatch.setattr(downloads, "_download", download)
     return asked
 
 
@@ -340,7 +340,7 @@ def test_no_pickle_is_ever_loaded(tmp_path):
 def test_download_is_packed_once_and_read_from_then_on(name, tmp_path, server, capsys):
     root = tmp_path / "not" / "yet"
     first = load_dataset(name, root)
-    datasets._download_once.cache_clear()
+    downloads._download_once.cache_clear()
     second = load_dataset(name, root)
     assert server == [name] and files_in(root) == [f"{name}.npz"]
     assert first.name == second.name == name and torch.equal(first.train[0], second.train[0])
@@ -360,7 +360,7 @@ def test_failed_download_gives_the_stand_in_and_is_not_tried_again(failure, tmp_
         asked.append(name)
         raise failure
 
-    monkeypatch.setattr(datasets, "_download", download)
+    monkeypatch.setattr(downloads, "_download", download)
     for _ in range(3):
         data = load_dataset("mnist", tmp_path)
         assert data.name == "mnist-standin" and data.source == "offline stand-in for MNIST, drawn by subspace_lib"
@@ -375,7 +375,7 @@ def test_failed_download_gives_the_stand_in_and_is_not_tried_again(failure, tmp_
 
 
 def test_bug_in_the_download_is_not_hidden(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets, "_download", lambda name: {}["a bug"])
+    monkeypatch.setattr(downloads, "_download", lambda name: {}["a bug"])
     with pytest.raises(KeyError, match="a bug"):
         load_dataset("mnist", tmp_path)
 
@@ -445,7 +445,7 @@ def test_unwritable_root_without_a_network_is_a_stand_in(tmp_path):
 
 # ---- torchvision itself, against a server on this machine ----
 
-torchvision_download = datasets._download
+torchvision_download = downloads._download
 
 
 def idx(array):
@@ -456,7 +456,7 @@ def idx(array):
 @pytest.fixture
 def mirror(tmp_path, monkeypatch):
     """MNIST's own loader, with four small files on a server of ours in place of its mirrors."""
-    monkeypatch.setattr(datasets, "_download", torchvision_download)
+    monkeypatch.setattr(downloads, "_download", torchvision_download)
     monkeypatch.setenv("no_proxy", "*")
     arrays, folder = make_arrays("mnist"), tmp_path / "served"
     folder.mkdir()
@@ -474,7 +474,7 @@ def mirror(tmp_path, monkeypatch):
     handler = functools.partial(Quiet, directory=folder)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
         threading.Thread(target=running.serve_forever, daemon=True).start()
-        loader = datasets._import_torchvision_datasets().MNIST
+        loader = downloads._import_torchvision_datasets().MNIST
         monkeypatch.setattr(loader, "mirrors", [f"http://127.0.0.1:{running.server_port}/"])
         monkeypatch.setattr(loader, "resources", resources)
         yield folder
@@ -503,13 +503,13 @@ def test_download_with_a_wrong_checksum_is_refused(mirror, tmp_path, capsys):
 
 
 def test_server_that_never_answers_is_given_up(mirror, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(datasets, "PATIENCE", 0.3)
+    monkeypatch.setattr(downloads, "PATIENCE", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        loader = datasets._import_torchvision_datasets().MNIST
+        loader = downloads._import_torchvision_datasets().MNIST
         monkeypatch.setattr(loader, "mirrors", [f"http://127.0.0.1:{silent.getsockname()[1]}/"])
-        started = datasets.time.monotonic()
+        started = downloads.time.monotonic()
         assert load_dataset("mnist", tmp_path / "root").name == "mnist-standin"
-        assert datasets.time.monotonic() - started < 5
+        assert downloads.time.monotonic() - started < 5
     assert "no answer from 127.0.0.1" in capsys.readouterr().err
 
 
@@ -527,9 +527,9 @@ def test_torchvision_import_survives_missing_operators(monkeypatch):
 
     for module in [module for module in sys.modules if module.split(".")[0] == "torchvision"]:
         monkeypatch.delitem(sys.modules, module)
-    monkeypatch.setattr(datasets.importlib, "import_module", import_module)
+    monkeypatch.setattr(downloads.importlib, "import_module", import_module)
     monkeypatch.setattr(torch.library, "define", lambda name, schema: defined.append(name))
-    assert datasets._import_torchvision_datasets() == "the module"
+    assert downloads._import_torchvision_datasets() == "the module"
     assert defined == ["torchvision::nms", "torchvision::qnms"]
 
 
