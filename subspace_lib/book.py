@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from subspace_lib.chapters import BookError, Run, check_parameters, explain, keep, read_notebook, start, stop
-from subspace_lib.profiles import default_device, get_profile
+from subspace_lib.profiles import check_device, default_device, get_profile
 
 ROOT = Path(__file__).resolve().parents[1]
 DEVICES = ("cpu", "cuda")
@@ -61,7 +61,7 @@ def build_book(
     get_profile(profile)
     if not (root / "book" / "_toc.yml").is_file():
         raise ValueError(f"no book/_toc.yml in {root}; the book is built in a checkout of the repository")
-    device = choose_device(device)
+    device = check_device(device) if device else default_device()
     cores = os.cpu_count() or 1
     if jobs is None:
         jobs = 1 if device == "cuda" else min(2, cores)
@@ -105,19 +105,6 @@ def build_book(
     return build_pages(root, executed)
 
 
-def choose_device(device: str | None) -> str:
-    """The device asked for, or the GPU if there is one; a ValueError if it is not there."""
-    import torch
-
-    if device is None:
-        return default_device()
-    if device not in DEVICES:
-        raise ValueError(f"unknown device {device!r}; choose one of: {', '.join(DEVICES)}")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device 'cuda' was asked for, but PyTorch finds no GPU here; use 'cpu'")
-    return device
-
-
 def chapter_names(book: Path) -> list[str]:
     """The notebooks of the table of contents, in its order."""
     import yaml
@@ -129,8 +116,15 @@ def chapter_names(book: Path) -> list[str]:
         elif isinstance(node, list):
             yield from (name for item in node for name in files(item))
 
-    contents = yaml.safe_load((book / "_toc.yml").read_text(encoding="utf-8"))
-    return [name for name in files(contents) if (book / f"{name}.ipynb").is_file()]
+    try:
+        contents = yaml.safe_load((book / "_toc.yml").read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"book/_toc.yml is not YAML: {' '.join(str(error).split())}") from None
+    names = list(files(contents))
+    for name in names:
+        if not any((book / f"{name}{ending}").is_file() for ending in (".ipynb", ".md")):
+            raise ValueError(f"book/_toc.yml names {name!r}, but book/ has no {name}.ipynb or {name}.md; add one")
+    return [name for name in names if (book / f"{name}.ipynb").is_file()]
 
 
 def find_standins() -> list[str]:
@@ -175,7 +169,10 @@ def stored_digest(executed: Path, name: str) -> str | None:
     path = executed / f"{name}.ipynb"
     if os.environ.get("RERUN") == "1" or not path.exists():
         return None
-    digest: str | None = read_notebook(path)["metadata"].get("subspace", {}).get("digest")
+    try:
+        digest: str | None = read_notebook(path)["metadata"]["subspace"]["digest"]
+    except (ValueError, LookupError, TypeError):  # damaged, so it is made again
+        return None
     return digest
 
 

@@ -104,7 +104,10 @@ def explain(run: Run, executed: Path) -> str:
 
 def read_notebook(path: Path) -> dict[str, Any]:
     """The notebook as plain dictionaries."""
-    notebook: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        notebook: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not a notebook: {error}") from None
     return notebook
 
 

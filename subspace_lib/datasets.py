@@ -19,6 +19,7 @@ from torch.nn.functional import interpolate
 from subspace_lib import standins
 from subspace_lib.downloads import fetch
 from subspace_lib.files import replaced_atomically
+from subspace_lib.profiles import check_device
 from subspace_lib.standins import Arrays
 
 Pair = tuple[Tensor, Tensor]
@@ -154,6 +155,7 @@ def load_dataset(
     """
     if name not in tuple(KNOWN):
         raise ValueError(f"unknown data set {name!r}, allowed {', '.join(map(repr, KNOWN))}; pass one of these")
+    check_device(str(device))
     known = KNOWN[name]
     path = data_folder(root) / f"{name}.npz"
     arrays, reason = _read_or_set_aside(path, known), ""
@@ -224,13 +226,16 @@ def _read(path: Path, known: _Known) -> Arrays:
     except (PermissionError, MemoryError):
         raise
     except Exception as error:  # a broken zip file shows in a dozen ways
-        raise ValueError(f"{type(error).__name__}: {error}") from error
+        text = f"{type(error).__name__}: {error}"
+        raise ValueError("no npz, or pickled objects, which are never loaded" if "pickle" in text else text) from error
     for part in ("train", "test"):
         images, labels = arrays[f"{part}_images"], arrays[f"{part}_labels"]
+        if not (isinstance(images, np.ndarray) and isinstance(labels, np.ndarray)):
+            raise ValueError(f"{part} members are no arrays")
         if images.dtype != np.uint8 or labels.dtype != np.uint8:
             raise ValueError(f"{part} arrays are {images.dtype} and {labels.dtype}, allowed uint8")
         if images.shape[1:] != known.shape or labels.shape != images.shape[:1] or len(labels) < 2:
-            allowed = ("N", *known.shape)
+            allowed = f"(N, {', '.join(map(str, known.shape))})"
             raise ValueError(f"{part} arrays are {images.shape} and {labels.shape}, allowed {allowed} and (N,)")
         if labels.max() >= CLASSES:
             raise ValueError(f"{part} labels reach {labels.max()}, allowed 0 to {CLASSES - 1}")

@@ -25,10 +25,10 @@ def crossing(accuracy: Mapping[int, float], level: float) -> float:
     Raises
     ------
     ValueError
-        If there is no point.
+        If there is no point, or a number is NaN.
     """
-    if not accuracy:
-        raise ValueError("a crossing needs at least one point; accuracy is empty")
+    if not accuracy or any(map(math.isnan, (level, *accuracy.values()))):
+        raise ValueError(f"a crossing needs at least one point and no NaN, got {dict(accuracy)} and level {level}")
     points = sorted(accuracy.items())
     if points[0][1] >= level:
         return float(points[0][0])

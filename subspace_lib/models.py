@@ -12,6 +12,9 @@ def MLP(in_features: int = 784, hidden: int = 200, depth: int = 1, classes: int 
     ``MLP(784)`` has D = 159,010 parameters, ``MLP(2352)`` D = 472,610: the networks of minut2023.
     Images of any shape are flattened.
     """
+    _check_sizes(in_features=in_features, hidden=hidden, classes=classes)
+    if depth:
+        _check_sizes(depth=depth)
     layers: list[nn.Module] = [nn.Flatten()]
     width = in_features
     for _ in range(depth):
@@ -26,6 +29,7 @@ def LeNet(in_channels: int = 1, classes: int = 10) -> nn.Sequential:
     D = 61,706 on one channel, 62,006 on three. The study drew max pooling and built average pooling; this is
     max pooling, before the ReLU: the two commute, and the ReLU then has a quarter of the work.
     """
+    _check_sizes(in_channels=in_channels, classes=classes)
     return nn.Sequential(
         nn.Conv2d(in_channels, 6, 5, padding=2),
         nn.MaxPool2d(2),
@@ -55,6 +59,9 @@ def SmallLeNet(
     Two convolutions, of ``channels`` and ``2 * channels`` maps, the first with ``stride``, each followed by
     max pooling; then a hidden layer, unless ``hidden`` is 0, and the output.
     """
+    _check_sizes(in_channels=in_channels, channels=channels, kernel_size=kernel_size, stride=stride, classes=classes)
+    if hidden:
+        _check_sizes(hidden=hidden)
     side = (28 - 1) // stride + 1  # after the first convolution, which is padded
     side = (side // 2 - kernel_size + 1) // 2
     if side < 1:
@@ -87,6 +94,7 @@ class ToyProblem(nn.Module):
 
     def __init__(self, D: int = 1000, blocks: int = 10) -> None:
         super().__init__()
+        _check_sizes(D=D, blocks=blocks)
         if D % blocks:
             raise ValueError(f"D = {D} must be a multiple of blocks = {blocks}")
         self.theta = nn.Parameter(torch.randn(D))
@@ -97,6 +105,14 @@ class ToyProblem(nn.Module):
     def forward(self) -> Tensor:
         """The loss, a scalar."""
         return (self.theta.view(len(self.targets), -1).sum(1) - self.targets).square().sum()
+
+
+def _check_sizes(**sizes: int) -> None:
+    for label, size in sizes.items():
+        if not isinstance(size, int) or isinstance(size, bool):
+            raise TypeError(f"{label} must be an integer, got {size!r} of type {type(size).__name__}")
+        if size < 1:
+            raise ValueError(f"{label} must be at least 1, got {size}")
 
 
 def count_parameters(net: nn.Module) -> int:

@@ -60,4 +60,21 @@ def get_profile(name: str) -> Profile:
 
 def default_device() -> str:
     """Where a chapter trains: $SUBSPACE_DEVICE where it is set, else the GPU if there is one, else the CPU."""
-    return os.environ.get("SUBSPACE_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
+    return check_device(os.environ.get("SUBSPACE_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def check_device(device: str) -> str:
+    """The device, if it is there.
+
+    Raises
+    ------
+    ValueError
+        If there is no such kind of device, or PyTorch finds no GPU.
+    """
+    try:
+        kind = torch.device(device).type
+    except RuntimeError:
+        raise ValueError(f"unknown device {device!r}; choose one of: cpu, cuda") from None
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {device!r} was asked for, but PyTorch finds no GPU here; use 'cpu'")
+    return device

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import errno
 import json
+import zlib
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -108,6 +110,7 @@ class SubspaceModel(nn.Module):
     @torch.no_grad()
     def take(self, z: Tensor, net: nn.Module) -> None:
         """Take over z and the buffers of the network that ``train_form`` gave, after training."""
+        _check_z(z, self.P)
         self.z.copy_(z)
         for name, buffer in net.named_buffers():
             self.net.get_buffer(name).copy_(buffer)
@@ -127,6 +130,7 @@ class SubspaceModel(nn.Module):
         tensors = {f"buffer.{name}": buffer for name, buffer in self.net.state_dict().items()} | {"z": self.z}
         if self.theta0_seed is None:
             tensors["theta0"] = self.theta0
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         description = {
             "P": self.P.recipe(),
             "dtype": str(self.P.dtype).removeprefix("torch."),
@@ -134,14 +138,11 @@ class SubspaceModel(nn.Module):
             "theta0": fingerprint(self.theta0),
             "probe": _probe(self.P),
             "weights": self._layout(),
+            "checksum": _checksum(tensors),
         }
         metadata = {"format": FILE_FORMAT, "description": json.dumps(description)}
         with replaced_atomically(Path(path)) as temporary:
-            save_file(
-                {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
-                temporary,
-                metadata,
-            )
+            save_file(tensors, temporary, metadata)
 
     @classmethod
     def load(cls, path: str | Path, factory: Callable[[], nn.Module]) -> Self:
@@ -152,8 +153,7 @@ class SubspaceModel(nn.Module):
         CheckpointError
             If the file is damaged, of another version or architecture, or what is rebuilt is not what was saved.
         """
-        metadata, tensors = _read(Path(path))
-        about = json.loads(metadata["description"])
+        about, tensors = _read(Path(path))
         P = from_recipe(about["P"], getattr(torch, about["dtype"]))
         try:
             model = cls.from_seed(factory, P, about["theta0_seed"] or 0)
@@ -274,8 +274,17 @@ class SubspaceOptimizer(torch.optim.Optimizer):
     @torch.no_grad()
     def set_z(self, z: Tensor) -> None:
         """Put z, and with it theta, somewhere else in the subspace."""
+        _check_z(z, self.P)
         self.z.copy_(z)
         self._write()
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Refused: z is all that is trained."""
+        if any(p is not self.z for p in param_group["params"]):
+            raise ValueError(
+                "a SubspaceOptimizer trains z alone; train further parameters with an optimiser of their own"
+            )
+        super().add_param_group(param_group)
 
     def state_dict(self) -> dict[str, Any]:
         """The state of the optimiser of z, and z; theta0 and P are the caller's to keep."""
@@ -283,6 +292,7 @@ class SubspaceOptimizer(torch.optim.Optimizer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up a state of ``state_dict``."""
+        _check_z(state_dict["z"], self.P)
         self._inner.load_state_dict(state_dict["optimizer"])
         self.param_groups, self.state = self._inner.param_groups, self._inner.state
         self.set_z(state_dict["z"])
@@ -304,6 +314,8 @@ class SubspaceOptimizer(torch.optim.Optimizer):
 
 def _trainable(net: nn.Module, P: Projection) -> list[nn.Parameter]:
     """The parameters of ``net`` that P moves, checked against P."""
+    if not isinstance(net, nn.Module) or not isinstance(P, Projection):
+        raise TypeError(f"expected a network and a Projection, got {type(net).__name__} and {type(P).__name__}")
     D = count_parameters(net)
     weights = [p for p in net.parameters() if p.requires_grad]
     if D == 0:
@@ -317,6 +329,11 @@ def _trainable(net: nn.Module, P: Projection) -> list[nn.Parameter]:
                 "bring both to one type and device with .to()"
             )
     return weights
+
+
+def _check_z(z: Tensor, P: Projection) -> None:
+    if z.shape != (P.d,):
+        raise ValueError(f"z must have shape (d = {P.d},), got {tuple(z.shape)}")
 
 
 def _flatten(weights: list[nn.Parameter]) -> Tensor:
@@ -357,8 +374,18 @@ def _probe(P: Projection) -> list[float]:
         return fingerprint(P(torch.arange(P.d, dtype=P.dtype, device=P.device).cos()))
 
 
-def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Metadata and tensors of a checkpoint, or a CheckpointError that says what the file is instead."""
+def _checksum(tensors: dict[str, Tensor]) -> int:
+    """A number that changes with any bit of the tensors."""
+    checksum = 0
+    for _, tensor in sorted(tensors.items()):
+        checksum = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().tobytes(), checksum)
+    return checksum
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Description and tensors of a checkpoint, or a CheckpointError that says what the file is instead."""
+    if not path.is_file():
+        raise FileNotFoundError(errno.ENOENT, "no such checkpoint file", str(path))
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -368,4 +395,11 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     if metadata.get("format") != FILE_FORMAT:
         found = metadata.get("format", "no format of this library")
         raise CheckpointError(f"{path} has format {found!r}, this version of subspace_lib reads {FILE_FORMAT!r}")
-    return metadata, tensors
+    try:
+        about = json.loads(metadata["description"])
+        checksum = about["checksum"]
+    except (ValueError, LookupError, TypeError) as error:
+        raise CheckpointError(f"{path} has no whole description ({type(error).__name__}: {error})") from None
+    if checksum != _checksum(tensors):
+        raise CheckpointError(f"{path} is damaged: its numbers are not those that were saved; use another copy")
+    return about, tensors

@@ -116,11 +116,12 @@ def fit(
         If the loss becomes infinite or not a number.
     """
     images, labels = data.train
-    _check(epochs, lr, batch_size, patience, len(labels))
+    _check(epochs, lr, seed, batch_size, patience, len(labels))
     device = images.device
     model.to(device)
     started = time.perf_counter()
     net, optimizer = _prepare(model, optimizer_class, lr)
+    _check_labels(net, data)
     order = torch.Generator().manual_seed(seed)
     history = History()
     best = _State(net, optimizer)
@@ -141,9 +142,11 @@ def fit(
         if data.val is not None:
             _validate(net, data.val, history)
             bar.set_postfix(val_accuracy=f"{history.val_accuracy[-1]:.3f}")
-        if not math.isfinite(history.train_loss[-1] + (history.val_loss[-1] if history.val_loss else 0.0)):
+        losses = {"training": history.train_loss[-1]} | ({"validation": history.val_loss[-1]} if data.val else {})
+        if wrong := [f"the {part} loss is {loss}" for part, loss in losses.items() if not math.isfinite(loss)]:
+            best.restore(net, optimizer)
             raise DivergedError(
-                f"the loss is {history.train_loss[-1]} in epoch {epoch} at lr = {lr:g}; try a smaller lr, "
+                f"{' and '.join(wrong)} in epoch {epoch} at lr = {lr:g}; try a smaller lr, "
                 "or look for infinite or missing values in the data",
                 history,
             )
@@ -211,19 +214,35 @@ def _laid_out(images: Tensor) -> Tensor:
     return images
 
 
+@torch.no_grad()
+def _check_labels(net: nn.Module, data: Split) -> None:
+    """Refuse labels that the network has no output for; on a GPU they would end the whole process."""
+    was_training = net.training
+    classes = net.eval()(_laid_out(data.train[0][:1])).shape[-1]
+    net.train(was_training)
+    for pair in (data.train, data.val, data.test):
+        if pair is not None and not 0 <= int(pair[1].min()) <= int(pair[1].max()) < classes:
+            raise ValueError(
+                f"labels run from {int(pair[1].min())} to {int(pair[1].max())}, but the network has {classes} "
+                f"outputs, for labels 0 to {classes - 1}; give it one output a class"
+            )
+
+
 def _validate(net: nn.Module, val: tuple[Tensor, Tensor], history: History) -> None:
     loss, accuracy = evaluate(net, *val)
     history.val_loss.append(loss)
     history.val_accuracy.append(accuracy)
 
 
-def _check(epochs: int, lr: float, batch_size: int, patience: int | None, n: int) -> None:
+def _check(epochs: int, lr: float, seed: int, batch_size: int, patience: int | None, n: int) -> None:
     for label, value in (("epochs", epochs), ("batch_size", batch_size), ("patience", patience)):
         if value is None and label == "patience":
             continue
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ValueError(f"{label} must be an integer of at least 1, got {value!r}")
-    if not (lr > 0 and math.isfinite(lr)):
+    if not isinstance(lr, (int, float)) or not (lr > 0 and math.isfinite(lr)):
         raise ValueError(f"lr must be a positive number, got {lr!r}")
+    if not isinstance(seed, int):
+        raise ValueError(f"seed must be an integer, got {seed!r}")
     if batch_size > n:
         raise ValueError(f"batch_size = {batch_size} is larger than the training set of {n}; use at most {n}")

@@ -34,7 +34,7 @@ def make_root(root: Path, **chapters: str) -> Path:
     (root / "book").mkdir(parents=True)
     (root / "_config.yml").write_text("only_build_toc_files: true\nexecute: {execute_notebooks: 'off'}\n")
     (root / "book" / "index.md").write_text("# Small\n\nFirst edition.\n")
-    contents = "format: jb-book\nroot: index\n" + ("chapters:\n" if chapters else "")
+    contents = "root: index\nchapters: [{file: index}]\n" + ("chapters:\n" if chapters else "")
     contents += "".join(f"- file: {name}\n" for name in chapters)
     (root / "book" / "_toc.yml").write_text(contents)
     for name, source in chapters.items():
@@ -188,3 +188,18 @@ def wait_until(condition: Callable[[], bool], seconds: float = 30) -> None:
     while not condition():
         assert time.monotonic() < end, "waited too long"
         time.sleep(0.1)
+
+
+def test_contents_that_name_what_is_not_there(tmp_path: Path) -> None:
+    (tmp_path / "_toc.yml").write_text("root: index\nchapters: [{file: index}]\n")
+    with pytest.raises(ValueError, match="names 'index', but book/ has no index.ipynb or index.md"):
+        book.chapter_names(tmp_path)
+    (tmp_path / "_toc.yml").write_text("root: [")
+    with pytest.raises(ValueError, match="_toc.yml is not YAML"):
+        book.chapter_names(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "{", '{"metadata": {}}'])
+def test_damaged_executed_chapter_counts_as_never_executed(text: str, tmp_path: Path) -> None:
+    (tmp_path / "01.ipynb").write_text(text)
+    assert book.stored_digest(tmp_path, "01") is None

@@ -10,6 +10,7 @@ import socket
 import sys
 import threading
 import warnings
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -251,6 +252,12 @@ def repack(**changes):
     return write
 
 
+def zip_of_junk(path):
+    with zipfile.ZipFile(path, "w") as packed:
+        for key in datasets.KEYS:
+            packed.writestr(f"{key}.npy", b"junk")
+
+
 DAMAGES = {
     "empty": (lambda path: path.write_bytes(b""), ""),
     "text": (lambda path: path.write_text("404 not found"), ""),
@@ -258,8 +265,15 @@ DAMAGES = {
     "flipped": (flip_a_byte, "BadZipFile"),
     "npy": (save_npy, ""),
     "no key": (repack(test_labels=lambda array: None), "test_labels"),
-    "object images": (repack(train_images=lambda array: array.astype(object)), "allow_pickle=False"),
-    "object labels": (repack(test_labels=lambda array: array.astype(object)), "allow_pickle=False"),
+    "object images": (
+        repack(train_images=lambda array: array.astype(object)),
+        "pickled objects, which are never loaded",
+    ),
+    "object labels": (
+        repack(test_labels=lambda array: array.astype(object)),
+        "pickled objects, which are never loaded",
+    ),
+    "no arrays": (zip_of_junk, "train members are no arrays"),
     "float images": (repack(train_images=lambda array: array / 255), "float64 and uint8, allowed uint8"),
     "long labels": (repack(test_labels=lambda array: array.astype(np.int64)), "test arrays are uint8 and int64"),
     "flat images": (repack(train_images=lambda array: array.reshape(len(array), -1)), r"\(50, 784\) and \(50,\)"),
@@ -285,6 +299,12 @@ def test_damaged_file_is_named_set_aside_and_fetched_again(damage, tmp_path, ser
     assert (tmp_path / "mnist.npz.damaged").read_bytes() == spoiled
     assert data.name == "mnist" and server == ["mnist"]
     assert torch.equal(data.test[1], torch.from_numpy(make_arrays("mnist")["test_labels"]).long())
+
+
+def test_absent_gpu_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(ValueError, match="device 'cuda' was asked for, but PyTorch finds no GPU"):
+        load_dataset("mnist", tmp_path, device="cuda")
 
 
 def test_damaged_names_are_numbered_and_nothing_overwritten(tmp_path):
@@ -328,7 +348,7 @@ def test_no_pickle_is_ever_loaded(tmp_path):
 
     bomb = np.array([Bomb()], dtype=object)
     np.savez(tmp_path / "mnist.npz", **{**make_arrays("mnist"), "train_images": bomb})
-    with pytest.warns(UserWarning, match="allow_pickle=False"):
+    with pytest.warns(UserWarning, match="pickled objects, which are never loaded"):
         load_dataset("mnist", tmp_path)
     assert not (tmp_path / "exploded").exists()
 

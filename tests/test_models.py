@@ -52,6 +52,24 @@ def test_toy_problem_is_zero_exactly_on_its_flat():
         torch.testing.assert_close(toy(), torch.tensor(1.0))
 
 
+@pytest.mark.parametrize(
+    ("make", "error", "words"),
+    [
+        (lambda: MLP(0), ValueError, "in_features must be at least 1, got 0"),
+        (lambda: MLP(depth=-1), ValueError, "depth must be at least 1, got -1"),
+        (lambda: MLP(hidden=2.5), TypeError, "hidden must be an integer, got 2.5 of type float"),
+        (lambda: LeNet(in_channels="1"), TypeError, "in_channels must be an integer, got '1' of type str"),
+        (lambda: LeNet(in_channels=0), ValueError, "in_channels must be at least 1, got 0"),
+        (lambda: SmallLeNet(stride=0), ValueError, "stride must be at least 1, got 0"),
+        (lambda: SmallLeNet(hidden=-2), ValueError, "hidden must be at least 1, got -2"),
+        (lambda: ToyProblem(10, 0), ValueError, "blocks must be at least 1, got 0"),
+    ],
+)
+def test_bad_sizes_are_named(make, error, words):
+    with pytest.raises(error, match=words):
+        make()
+
+
 def test_toy_problem_refuses_unequal_blocks():
     with pytest.raises(ValueError, match="D = 1001 must be a multiple of blocks = 10"):
         ToyProblem(1001)

@@ -23,3 +23,13 @@ def test_device_can_be_chosen_from_outside(monkeypatch):
     monkeypatch.delenv("SUBSPACE_DEVICE")
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     assert default_device() == "cuda"
+
+
+def test_absent_or_unknown_devices_are_refused(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setenv("SUBSPACE_DEVICE", "cuda")
+    with pytest.raises(ValueError, match="device 'cuda' was asked for, but PyTorch finds no GPU here"):
+        default_device()
+    monkeypatch.setenv("SUBSPACE_DEVICE", "abacus")
+    with pytest.raises(ValueError, match="unknown device 'abacus'"):
+        default_device()

@@ -286,7 +286,7 @@ def test_memory_of_sparse():
         (("dense", "10", 2), TypeError, "D must be an integer, got '10'"),
         (("dense", 10, True), TypeError, "d must be an integer, got True"),
         (("dense", 10, 2, -1), ValueError, "seed must lie between"),
-        (("dense", 10**8, 1000), ValueError, r"needs 400,000,000,000 bytes.*hadamard"),
+        (("dense", 10**8, 1000), ValueError, r"needs 406,400,000,000 bytes.*hadamard"),
         (("orthogonal", 10**6, 5000), ValueError, "needs 60,000,000,000 bytes.*hadamard"),
         (("sparse", 10**7, 10**6), ValueError, r"entries, more than the 2\*\*31"),
     ],

@@ -236,8 +236,9 @@ def edited(path, **changes):
     """The checkpoint at ``path`` with entries of its description changed, as a hand would."""
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
-    description = json.loads(metadata["description"]) | changes.pop("description", {})
-    save_file(load_file(path), path, metadata | {"description": json.dumps(description)} | changes)
+    if isinstance(changes.get("description"), dict):
+        changes["description"] = json.dumps(json.loads(metadata["description"]) | changes["description"])
+    save_file(load_file(path), path, metadata | changes)
 
 
 def test_load_refuses_what_does_not_belong(tmp_path):
@@ -253,6 +254,8 @@ def test_load_refuses_what_does_not_belong(tmp_path):
     for changes, words in [
         ({"description": {"theta0_seed": 4}}, "theta0 rebuilt"),
         ({"description": {"P": {"name": "one_hot", "D": 61_706, "d": 20, "seed": 6}}}, "P rebuilt from its seed"),
+        ({"description": {"checksum": 0}}, "is damaged: its numbers are not those that were saved"),
+        ({"description": "[]"}, "has no whole description"),
         ({"format": "subspace_lib 99"}, "has format 'subspace_lib 99', this version of subspace_lib reads"),
     ]:
         shutil.copy(path, copy)
@@ -298,6 +301,22 @@ def test_save_refuses_a_projection_without_a_recipe(tmp_path):
     model = SubspaceModel(nn.Linear(4, 1, bias=False), Mine(4, 2))
     with pytest.raises(ValueError, match="cannot save a Mine: only the families of PROJECTIONS"):
         model.save(tmp_path / "model.safetensors")
+
+
+def test_z_of_another_shape_and_further_parameters_are_refused():
+    net, P = nn.Linear(4, 2), make_projection("dense", 10, 3)
+    optimizer = SubspaceOptimizer(net, P, torch.optim.Adam, lr=0.1)
+    with pytest.raises(ValueError, match=r"z must have shape \(d = 3,\), got \(1,\)"):
+        optimizer.set_z(torch.ones(1))
+    state = optimizer.state_dict() | {"z": torch.zeros(5)}
+    state["optimizer"]["param_groups"][0]["lr"] = 0.5
+    with pytest.raises(ValueError, match=r"got \(5,\)"):
+        optimizer.load_state_dict(state)
+    assert optimizer.param_groups[0]["lr"] == 0.1
+    with pytest.raises(ValueError, match="trains z alone"):
+        optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(2))]})
+    with pytest.raises(TypeError, match="expected a network and a Projection, got Linear and str"):
+        SubspaceModel(net, "dense")
 
 
 @pytest.mark.parametrize("form", [SubspaceModel, lambda net, P: SubspaceOptimizer(net, P, torch.optim.Adam)])

@@ -135,11 +135,23 @@ def test_evaluate_against_a_plain_count(data):
 def test_a_run_that_diverges_says_so(data):
     bad = Data(train=(data.train[0].clone(), data.train[1]), val=data.val)
     bad.train[0][3] = math.nan
-    with pytest.raises(DivergedError, match="the loss is nan in epoch 1 at lr = 0.02; try a smaller lr") as caught:
-        fit(MLP(8, 5, classes=3), bad, epochs=3, lr=0.02)
+    net = MLP(8, 5, classes=3)
+    with pytest.raises(
+        DivergedError, match="the training loss is nan and the validation loss is nan in epoch 1 at lr"
+    ) as caught:
+        fit(net, bad, epochs=3, lr=0.02)
+    assert all(p.isfinite().all() for p in net.parameters())  # the weights of the best epoch
     assert len(caught.value.history.train_loss) == 1
     with pytest.raises(DivergedError, match="at lr = 1e\\+30"):
         fit(projected(), data, epochs=3, lr=1e30)
+    bad = Data(train=data.train, val=(data.val[0] * math.nan, data.val[1]))
+    with pytest.raises(DivergedError, match="^the validation loss is nan in epoch 1"):
+        fit(projected(), bad, epochs=1, lr=0.02)
+
+
+def test_labels_without_an_output_are_refused(data):
+    with pytest.raises(ValueError, match="labels run from 0 to 2, but the network has 2 outputs, for labels 0 to 1"):
+        fit(MLP(8, 5, classes=2), data, epochs=1, lr=0.02)
 
 
 @pytest.mark.parametrize(

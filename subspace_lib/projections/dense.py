@@ -15,8 +15,8 @@ LIMIT_BYTES = 16 * 2**30
 """The most memory that drawing a stored P may take."""
 
 
-def _refuse_if_too_large(P: Projection, copies: int) -> None:
-    needed = copies * P.D * P.d * P.dtype.itemsize
+def _refuse_if_too_large(P: Projection, columns: int) -> None:
+    needed = P.D * columns * P.dtype.itemsize
     if needed > LIMIT_BYTES:
         raise ValueError(
             f"{P.name} P with D = {P.D}, d = {P.d} needs {needed:,} bytes, over the limit of {LIMIT_BYTES:,}; "
@@ -40,7 +40,7 @@ class DenseProjection(Projection):
 
     def __init__(self, D: int, d: int, seed: int = 0, *, dtype: torch.dtype | None = None) -> None:
         super().__init__(D, d, seed, dtype=dtype)
-        _refuse_if_too_large(self, 1)
+        _refuse_if_too_large(self, d + COLUMNS_PER_DRAW)
         generator = torch.Generator().manual_seed(seed)
         columns = torch.empty(d, D, dtype=self.dtype)
         for start in range(0, d, COLUMNS_PER_DRAW):
@@ -73,7 +73,7 @@ class OrthogonalProjection(Projection):
 
     def __init__(self, D: int, d: int, seed: int = 0, *, dtype: torch.dtype | None = None) -> None:
         super().__init__(D, d, seed, dtype=dtype)
-        _refuse_if_too_large(self, 3)
+        _refuse_if_too_large(self, 3 * d)
         generator = torch.Generator().manual_seed(seed)
         gaussian = torch.randn(d, D, generator=generator).T.to(self.dtype)
         Q, R = torch.linalg.qr(gaussian)

@@ -98,9 +98,13 @@ def split_budget(sizes: Sequence[int], d: int, rule: str = "proportional") -> li
     ------
     ValueError
         If the rule is unknown, a size is below 1, or d is out of range.
+    TypeError
+        If a number is not an integer.
     """
     if rule not in RULES:
         raise ValueError(f"unknown rule {rule!r}; choose one of: {', '.join(RULES)}")
+    if not all(isinstance(number, int) for number in (d, *sizes)):
+        raise TypeError(f"sizes and d must be integers, got {list(sizes)} and {d!r}")
     if not sizes or min(sizes) < 1:
         raise ValueError(f"sizes must be one or more numbers of at least 1, got {list(sizes)}")
     if not len(sizes) <= d <= sum(sizes):
