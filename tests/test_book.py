@@ -34,7 +34,7 @@ def make_root(root: Path, **chapters: str) -> Path:
     (root / "book").mkdir(parents=True)
     (root / "_config.yml").write_text("only_build_toc_files: true\nexecute: {execute_notebooks: 'off'}\n")
     (root / "book" / "index.md").write_text("# Small\n\nFirst edition.\n")
-    contents = "root: index\nchapters: [{file: index}]\n" + ("chapters:\n" if chapters else "")
+    contents = "format: jb-book\nroot: index\n" + ("chapters:\n" if chapters else "")
     contents += "".join(f"- file: {name}\n" for name in chapters)
     (root / "book" / "_toc.yml").write_text(contents)
     for name, source in chapters.items():
