@@ -258,7 +258,7 @@ class SubspaceOptimizer(torch.optim.Optimizer):
                 gradient.zero_()
             else:
                 gradient.copy_(p.grad)
-        self.z.grad = self.P.adjoint(self._gradient)
+        self.z.grad = self.P.pull(self._gradient)
         self._inner.step()
         self._write()
         return loss
@@ -298,7 +298,7 @@ class SubspaceOptimizer(torch.optim.Optimizer):
         self.set_z(state_dict["z"])
 
     def _write(self) -> None:
-        torch.add(self.theta0, self.P(self.z), out=self._theta)
+        self.P.write(self.theta0, self.z, self._theta)
 
     def _check_views(self) -> None:
         start = self._theta.data_ptr()

@@ -115,7 +115,6 @@ def test_diagnosis_of_a_large_sparse_projection_samples_and_finds_its_reach():
 def test_diagnosis_sees_shared_rows():
     """The study's flaw: columns that all move the same few weights."""
     P = make_projection("sparse", 1000, 50, 0, density=0.02)
-    shared = P.row_of.view(50, -1)[0].repeat(50)
-    P._keep_both_ways(shared, torch.where(P.value_by_column > 0, 1, -1).to(torch.int8))
+    P._keep(P.row_of.view(50, -1)[:1].repeat(50, 1), P.value_by_column.view(50, -1))
     assert diagnose(P)["reach"] == 0.02
     assert diagnose(P)["rank of the sample"] <= 20

@@ -15,7 +15,9 @@ from subspace_lib.projections.transforms import factor_orders, hadamard_matrix, 
 
 CASES = [
     ("dense", {}),
+    ("dense", {"store": False}),
     ("sparse", {}),
+    *(("sparse", {"density": 0.2, "layout": layout}) for layout in ("dense", "coo", "csr", "csc")),
     ("sparse", {"density": 0.5}),
     ("sparse", {"density": 1.0}),
     ("orthogonal", {}),
@@ -118,6 +120,55 @@ def test_vmap_batches_and_types(name, options):
     assert not list(P.parameters())
 
 
+@families
+@pytest.mark.parametrize(("D", "d"), [*SIZES, (300, 90), (700, 3)])
+def test_write_and_pull_are_the_products(name, options, D, d):
+    P = make_projection(name, D, d, 3, **options)
+    generator = torch.Generator().manual_seed(5)
+    theta0, z = torch.randn(D, generator=generator), torch.randn(d, generator=generator)
+    out = torch.full((D,), math.nan)
+    P.write(theta0, z, out)
+    torch.testing.assert_close(out, theta0 + P.to_dense() @ z, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(P.pull(theta0.clone()), P.to_dense().T @ theta0, rtol=1e-5, atol=1e-4)
+    before = theta0.clone()
+    P.adjoint(theta0)
+    assert torch.equal(theta0, before), "adjoint must leave v as it was"
+
+
+@families
+def test_compiled(name, options):
+    P = make_projection(name, 61, 9, **options)
+    z = torch.randn(9, generator=torch.Generator().manual_seed(3), requires_grad=True)
+    v = torch.randn(61, generator=torch.Generator().manual_seed(4))
+    compiled = torch.compile(lambda one: P(one) @ v, backend="aot_eager")
+    (gradient,) = torch.autograd.grad(compiled(z), z)
+    torch.testing.assert_close(compiled(z), P(z) @ v)
+    torch.testing.assert_close(gradient, P.adjoint(v))
+
+
+def test_layouts_and_storage_hold_the_same_P():
+    for layout in sparse.LAYOUTS:
+        P = make_projection("sparse", 301, 40, 1, layout=layout)
+        torch.testing.assert_close(P.to_dense(), make_projection("sparse", 301, 40, 1).to_dense(), rtol=0, atol=0)
+    P = make_projection("dense", 301, 40, 1, store=False)
+    assert P.nbytes == 0
+    torch.testing.assert_close(P.to_dense(), make_projection("dense", 301, 40, 1).to_dense())
+
+
+def test_sparse_layouts_keep_what_their_formats_need():
+    entries = 40 * (k := make_projection("sparse", 301, 40, 1).k)
+    expected = {
+        "two_way": 16 * entries + 4 * (301 + 1 + 40 + 1),
+        "dense": 4 * 301 * 40,
+        "coo": 20 * entries,
+        "csr": 12 * entries + 8 * 302,
+        "csc": 12 * entries + 8 * 41,
+    }
+    assert k == round(math.sqrt(301))
+    for layout, nbytes in expected.items():
+        assert make_projection("sparse", 301, 40, 1, layout=layout).nbytes == nbytes
+
+
 def test_dense_oracle():
     generator = torch.Generator().manual_seed(8)
     blocks = [torch.randn(16, 50, generator=generator) for _ in range(2)]
@@ -195,10 +246,10 @@ def test_hadamard_transform(n):
     assert max(orders) <= 32
     factors = [hadamard_matrix(order).double() for order in orders]
     x = torch.randn(2, n, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    y = kronecker_transform(x, factors)
+    y, spare = kronecker_transform(x[..., None].clone(), factors, torch.empty(2, n, 1, dtype=torch.float64))
     if n <= 1024:
-        torch.testing.assert_close(y, x @ sylvester(n).double())
-    torch.testing.assert_close(kronecker_transform(y, factors), n * x)
+        torch.testing.assert_close(y[..., 0], x @ sylvester(n).double())
+    torch.testing.assert_close(kronecker_transform(y, factors, spare)[0][..., 0], n * x)
 
 
 @pytest.mark.parametrize(("D", "d"), [(300, 70), (300, 1), (37, 37), (37, 20), (63, 5), (64, 64)])
@@ -210,11 +261,15 @@ def test_hadamard_oracle(D, d):
         coordinates, places, signs, factors = P._group(i)
         row_signs = functools.reduce(torch.kron, [F[:, 0] for F in factors])
         assert torch.equal(row_signs.abs(), torch.ones(m))
+        group = torch.zeros(m, count, d)
         for b in range(count):
             C = torch.zeros(m, d)
-            C[places, coordinates] = signs[b][places].float()
-            rows.append(torch.diag(row_signs) @ sylvester(m) @ C)
-    matrix = torch.cat(rows)
+            C[places, coordinates] = signs[places, b]
+            group[:, b] = torch.diag(row_signs) @ sylvester(m) @ C
+        rows.append(group.reshape(m * count, d))
+    last = torch.zeros(len(P.followed), d)
+    last[torch.arange(len(P.followed)), P.followed] = P.followed_signs
+    matrix = torch.cat([*rows, last])
     assert matrix.shape == (D, d)
     torch.testing.assert_close(P.to_dense(), matrix / matrix.norm(dim=0))
     assert (matrix != 0).any(1).all(), "every weight must move"
@@ -224,12 +279,12 @@ def test_fastfood_oracle():
     D, d, n = 50, 11, 16
     P = make_projection("fastfood", D, d, 2)
     H = sylvester(n)
-    blocks = []
+    matrix = torch.zeros(n, 4, n)
     for b in range(4):
         Pi = torch.eye(n)[P.order]
-        S, G, B = torch.diag(P.row_scale[b]), torch.diag(P.gaussian[b]), torch.diag(P.signs[b].float())
-        blocks.append(S @ H @ G @ Pi @ H @ B)
-    torch.testing.assert_close(P.to_dense(), torch.cat(blocks)[:D, :d])
+        S, G, B = (torch.diag(part[:, b]) for part in (P.row_scale, P.gaussian, P.signs))
+        matrix[:, b] = S @ H @ G @ Pi @ H @ B
+    torch.testing.assert_close(P.to_dense(), matrix.reshape(4 * n, n)[:D, :d])
 
 
 def test_fastfood_columns_have_norm_1_in_expectation_and_rows_gaussian_lengths():
@@ -299,7 +354,10 @@ def test_bad_sizes_and_names(arguments, error, words):
 @pytest.mark.parametrize(
     ("name", "options", "error", "words"),
     [
-        ("dense", {"density": 0.1}, ValueError, "unknown option 'density' for 'dense'; allowed: dtype"),
+        ("dense", {"density": 0.1}, ValueError, "unknown option 'density' for 'dense'; allowed: store, dtype"),
+        ("dense", {"store": 1}, TypeError, "store must be True or False, got 1"),
+        ("sparse", {"layout": "bsr"}, ValueError, "unknown layout 'bsr'; choose one of: two_way, dense, coo, csr, csc"),
+        ("sparse", {"dtype": torch.float16}, TypeError, "sparse products need float32 or float64, got torch.float16"),
         ("sparse", {"density": 0.0}, ValueError, r"density must lie in \(0, 1\], got 0.0"),
         ("sparse", {"density": "low"}, TypeError, "density must be a number"),
         ("kronecker", {"orthonormal": 1}, TypeError, "orthonormal must be True or False, got 1"),

@@ -69,6 +69,14 @@ class Projection(nn.Module, ABC):
     def _multiply_transposed(self, v: Tensor) -> Tensor:
         """P^T v for v of shape (..., D), outside autograd."""
 
+    def write(self, theta0: Tensor, z: Tensor, out: Tensor) -> None:
+        """Write theta0 + P z into ``out``, for vectors, outside autograd; families do it without a copy of P z."""
+        torch.add(theta0, self._multiply(z), out=out)
+
+    def pull(self, v: Tensor) -> Tensor:
+        """P^T v outside autograd, for a v that the caller gives up: families may use it as a buffer."""
+        return self._multiply_transposed(v)
+
     @classmethod
     def option_names(cls) -> list[str]:
         """Keywords that this family takes beside D, d and seed."""
@@ -129,6 +137,20 @@ class Projection(nn.Module, ABC):
             raise TypeError(f"{label} is {x.dtype} but P is {self.dtype}: convert one of them with .to()")
         if x.device != self.device:
             raise ValueError(f"{label} is on {x.device} but P is on {self.device}: move one of them with .to()")
+
+
+LIMIT_BYTES = 16 * 2**30
+"""The most memory that drawing a stored P may take."""
+
+
+def refuse_if_too_large(P: Projection, columns: int) -> None:
+    """Raise a ValueError if that many full columns would need more than ``LIMIT_BYTES``."""
+    needed = P.D * columns * P.dtype.itemsize
+    if needed > LIMIT_BYTES:
+        raise ValueError(
+            f"{P.name} P with D = {P.D}, d = {P.d} needs {needed:,} bytes, over the limit of {LIMIT_BYTES:,}; "
+            'use "hadamard" or "one_hot", which keep a few bytes a weight'
+        )
 
 
 class _Product(torch.autograd.Function):

@@ -2,59 +2,78 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from subspace_lib.projections.base import Projection
+from subspace_lib.projections.base import Projection, refuse_if_too_large
 
 COLUMNS_PER_DRAW = 16
 """Columns are drawn in full blocks of this many, so that the first d columns never depend on d."""
-
-
-LIMIT_BYTES = 16 * 2**30
-"""The most memory that drawing a stored P may take."""
-
-
-def _refuse_if_too_large(P: Projection, columns: int) -> None:
-    needed = P.D * columns * P.dtype.itemsize
-    if needed > LIMIT_BYTES:
-        raise ValueError(
-            f"{P.name} P with D = {P.D}, d = {P.d} needs {needed:,} bytes, over the limit of {LIMIT_BYTES:,}; "
-            'use "hadamard" or "one_hot", which keep a few bytes a weight'
-        )
 
 
 class DenseProjection(Projection):
     """Gaussian columns, each divided by its norm: the projection of Li et al. (2018), section 2.
 
     P[:, j] = g_j / |g_j| with g_j ~ N(0, I_D). Every column has norm 1 exactly; two columns meet at an angle
-    whose cosine is about 1/sqrt(D). The first d columns are the same for every d. Keeps D d numbers.
+    whose cosine is about 1/sqrt(D). The first d columns are the same for every d. Keeps D d numbers; with
+    ``store=False`` none, and every product draws the columns again, a few at a time.
+
+    Parameters
+    ----------
+    D, d, seed, dtype
+        As in ``Projection``.
+    store : bool
+        Whether to keep the matrix.
 
     Raises
     ------
     ValueError
-        If the matrix would need more than ``LIMIT_BYTES``.
+        If the matrix, or with ``store=False`` one draw of it, would need more than ``LIMIT_BYTES``.
     """
 
     name = "dense"
 
-    def __init__(self, D: int, d: int, seed: int = 0, *, dtype: torch.dtype | None = None) -> None:
+    def __init__(self, D: int, d: int, seed: int = 0, *, store: bool = True, dtype: torch.dtype | None = None) -> None:
         super().__init__(D, d, seed, dtype=dtype)
-        _refuse_if_too_large(self, d + COLUMNS_PER_DRAW)
-        generator = torch.Generator().manual_seed(seed)
-        columns = torch.empty(d, D, dtype=self.dtype)
-        for start in range(0, d, COLUMNS_PER_DRAW):
-            block = torch.randn(COLUMNS_PER_DRAW, D, generator=generator)[: d - start].to(self.dtype)
-            columns[start : start + COLUMNS_PER_DRAW] = block / block.norm(dim=1, keepdim=True)
-        self.register_buffer("columns", columns, persistent=False)
+        if not isinstance(store, bool):
+            raise TypeError(f"store must be True or False, got {store!r}")
+        self.store = store
+        refuse_if_too_large(self, COLUMNS_PER_DRAW + (d if store else 0))
+        if store:
+            columns = torch.empty(d, D, dtype=self.dtype)
+            for start, block in self._drawn():
+                columns[start : start + len(block)] = block
+            self.register_buffer("columns", columns, persistent=False)
 
     columns: Tensor  # (d, D), that is P^T: a column of P is one run of memory
 
+    def options(self) -> dict[str, Any]:
+        """Whether the matrix is kept, beside D, d and seed."""
+        return {"store": self.store}
+
+    def _drawn(self) -> Iterator[tuple[int, Tensor]]:
+        """The columns as rows of blocks, each with the number of its first."""
+        generator = torch.Generator().manual_seed(self.seed)
+        for start in range(0, self.d, COLUMNS_PER_DRAW):
+            block = torch.randn(COLUMNS_PER_DRAW, self.D, generator=generator)[: self.d - start]
+            block = block.to(self.device, self.dtype)
+            yield start, block.div_(block.norm(dim=1, keepdim=True))
+
     def _multiply(self, z: Tensor) -> Tensor:
-        return z @ self.columns
+        if self.store:
+            return z @ self.columns
+        displacement = z.new_zeros(*z.shape[:-1], self.D)
+        for start, block in self._drawn():
+            displacement += z[..., start : start + len(block)] @ block
+        return displacement
 
     def _multiply_transposed(self, v: Tensor) -> Tensor:
-        return v @ self.columns.T
+        if self.store:
+            return v @ self.columns.T
+        return torch.cat([v @ block.T for _, block in self._drawn()], dim=-1)
 
 
 class OrthogonalProjection(Projection):
@@ -73,7 +92,7 @@ class OrthogonalProjection(Projection):
 
     def __init__(self, D: int, d: int, seed: int = 0, *, dtype: torch.dtype | None = None) -> None:
         super().__init__(D, d, seed, dtype=dtype)
-        _refuse_if_too_large(self, 3 * d)
+        refuse_if_too_large(self, 3 * d)
         generator = torch.Generator().manual_seed(seed)
         gaussian = torch.randn(d, D, generator=generator).T.to(self.dtype)
         Q, R = torch.linalg.qr(gaussian)

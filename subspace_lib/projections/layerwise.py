@@ -63,6 +63,19 @@ class LayerwiseProjection(Projection):
         parts = z.split([P.d for P in blocks], dim=-1)
         return torch.cat([P._multiply(part) for P, part in zip(blocks, parts, strict=True)], dim=-1)
 
+    def write(self, theta0: Tensor, z: Tensor, out: Tensor) -> None:
+        """Write theta0 + P z into ``out``, block by block."""
+        blocks = self._blocks()
+        rows, columns = [P.D for P in blocks], [P.d for P in blocks]
+        for P, start, part, end in zip(blocks, theta0.split(rows), z.split(columns), out.split(rows), strict=True):
+            P.write(start, part, end)
+
+    def pull(self, v: Tensor) -> Tensor:
+        """P^T v for a v that the caller gives up, block by block."""
+        blocks = self._blocks()
+        parts = v.split([P.D for P in blocks], dim=-1)
+        return torch.cat([P.pull(part) for P, part in zip(blocks, parts, strict=True)], dim=-1)
+
     def _multiply_transposed(self, v: Tensor) -> Tensor:
         blocks = self._blocks()
         parts = v.split([P.D for P in blocks], dim=-1)

@@ -35,8 +35,15 @@ class OneHotProjection(Projection):
     scale: Tensor  # (d,) one over the square root of each group's size
 
     def _multiply(self, z: Tensor) -> Tensor:
+        return self._table(z).index_select(-1, self.entry)
+
+    def write(self, theta0: Tensor, z: Tensor, out: Tensor) -> None:
+        """Write theta0 + P z into ``out``."""
+        torch.index_select(self._table(z), 0, self.entry, out=out).add_(theta0)
+
+    def _table(self, z: Tensor) -> Tensor:
         scaled = z * self.scale
-        return torch.cat([scaled, -scaled], -1).index_select(-1, self.entry)
+        return torch.cat([scaled, -scaled], -1)
 
     def _multiply_transposed(self, v: Tensor) -> Tensor:
         sums = v.new_zeros(*v.shape[:-1], 2 * self.d).scatter_add_(-1, self.entry.expand_as(v), v)

@@ -4,26 +4,41 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from subspace_lib.projections.base import Projection
+from subspace_lib.projections.base import Projection, refuse_if_too_large
 
 warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
 
 COLUMNS_PER_DRAW = 64
 """Columns are drawn in full blocks of this many, so that the first d columns never depend on d."""
 
+LAYOUTS = ("two_way", "dense", "coo", "csr", "csc")
+"""Ways to keep the same sparse P."""
+
+FORMATS: dict[str, tuple[Callable[..., Tensor], tuple[str, ...]]] = {
+    "coo": (partial(torch.sparse_coo_tensor, is_coalesced=True), ("indices", "value_by_row")),
+    "csr": (torch.sparse_csr_tensor, ("row_starts", "column_of", "value_by_row")),
+    "csc": (torch.sparse_csc_tensor, ("column_starts", "row_of", "value_by_column")),
+}
+
 
 class SparseProjection(Projection):
     """k random signs a column, in k distinct random rows: very sparse random projections (Li et al. 2006).
 
     Column j has k = max(1, round(density * D)) entries of +-1/sqrt(k), in rows drawn for this column on its
-    own, so its norm is 1 exactly. P is kept twice, as itself and as its transpose, both by rows (CSR) with
-    32-bit indices: P z and P^T v are then each one pass over memory. A weight whose row holds no entry
-    cannot move: a share of about exp(-d * density) of them. Keeps 16 bytes per entry in float32, d * k entries.
+    own, so its norm is 1 exactly. A weight whose row holds no entry cannot move: a share of about
+    exp(-d * density) of them.
+
+    ``layout`` says how the same P is kept. "two_way" keeps P and its transpose, both by rows (CSR) with 32-bit
+    indices: P z and P^T v are then each one pass over memory; 16 bytes an entry in float32, d * k entries.
+    "coo", "csr" and "csc" are PyTorch's own formats with its own products, and "dense" is a full matrix: they are
+    here to be compared.
 
     Parameters
     ----------
@@ -31,21 +46,37 @@ class SparseProjection(Projection):
         As in ``Projection``.
     density : float, optional
         Share of entries that are not zero, in (0, 1]; default 1/sqrt(D).
+    layout : str
+        One of ``LAYOUTS``.
     """
 
     name = "sparse"
 
     def __init__(
-        self, D: int, d: int, seed: int = 0, *, density: float | None = None, dtype: torch.dtype | None = None
+        self,
+        D: int,
+        d: int,
+        seed: int = 0,
+        *,
+        density: float | None = None,
+        layout: str = "two_way",
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(D, d, seed, dtype=dtype)
+        if layout not in LAYOUTS:
+            raise ValueError(f"unknown layout {layout!r}; choose one of: {', '.join(LAYOUTS)}")
+        if self.dtype not in (torch.float32, torch.float64):
+            raise TypeError(f'sparse products need float32 or float64, got {self.dtype}; or use "one_hot"')
         density = 1 / math.sqrt(D) if density is None else density
         if isinstance(density, bool) or not isinstance(density, int | float):
             raise TypeError(f"density must be a number in (0, 1], got {density!r}")
         if not 0 < density <= 1:
             raise ValueError(f"density must lie in (0, 1], got {density}")
         self.density = float(density)
+        self.layout = layout
         self.k = max(1, round(self.density * D))
+        if layout == "dense":
+            refuse_if_too_large(self, d)
         if d * self.k >= 2**31:
             raise ValueError(
                 f"sparse P with D = {D}, d = {d}, density = {self.density:g} has {d * self.k:,} entries, "
@@ -59,50 +90,70 @@ class SparseProjection(Projection):
             drawn = distinct_integers(COLUMNS_PER_DRAW, self.k, D, generator)
             sign = torch.randint(0, 2, (COLUMNS_PER_DRAW, self.k), generator=generator, dtype=torch.int8)
             rows[here], signs[here] = drawn[: d - start], (2 * sign - 1)[: d - start]
-        self._keep_both_ways(rows.flatten(), signs.flatten())
+        self._keep(rows, signs.to(self.dtype) / math.sqrt(self.k))
 
-    def _keep_both_ways(self, rows: Tensor, signs: Tensor) -> None:
-        values = signs.to(self.dtype) / math.sqrt(self.k)
-        order = torch.argsort(rows, stable=True).to(torch.int32)
-        entries_before_row = torch.zeros(self.D + 1, dtype=torch.int32)
-        torch.cumsum(torch.bincount(rows, minlength=self.D), 0, dtype=torch.int32, out=entries_before_row[1:])
-        column_starts = torch.arange(0, self.d * self.k + 1, self.k, dtype=torch.int32)
-        for name, buffer in {
-            "row_starts": entries_before_row,
-            "column_of": order // self.k,
-            "value_by_row": values[order],
-            "column_starts": column_starts,
-            "row_of": rows,
-            "value_by_column": values,
-        }.items():
+    def _keep(self, rows: Tensor, values: Tensor) -> None:
+        """Keep the buffers of the layout; column j has its entries in ``rows[j]``, of shape (k,)."""
+        if self.layout == "dense":
+            matrix = torch.zeros(self.d, self.D, dtype=self.dtype).scatter_(1, rows.long(), values)
+            self.register_buffer("matrix", matrix.T, persistent=False)
+            return
+        index = torch.int32 if self.layout == "two_way" else torch.int64  # PyTorch's own formats have 64 bits
+        buffers: dict[str, Tensor] = {}
+        if self.layout in ("two_way", "csc"):
+            starts = torch.arange(0, self.d * self.k + 1, self.k, dtype=index)
+            buffers |= {
+                "column_starts": starts,
+                "row_of": rows.flatten().to(index),
+                "value_by_column": values.flatten(),
+            }
+        if self.layout != "csc":
+            order = torch.argsort(rows.flatten(), stable=True).to(torch.int32)
+            starts = torch.zeros(self.D + 1, dtype=index)
+            torch.cumsum(torch.bincount(rows.flatten(), minlength=self.D), 0, dtype=index, out=starts[1:])
+            column_of, value_by_row = (order // self.k).to(index), values.flatten()[order]
+            buffers |= {"row_starts": starts, "column_of": column_of, "value_by_row": value_by_row}
+        if self.layout == "coo":
+            row_of = torch.repeat_interleave(torch.arange(self.D), buffers.pop("row_starts").diff())
+            buffers |= {"indices": torch.stack([row_of, buffers.pop("column_of")])}
+        for name, buffer in buffers.items():
             self.register_buffer(name, buffer, persistent=False)
 
-    row_starts: Tensor
-    column_of: Tensor
-    value_by_row: Tensor
-    column_starts: Tensor
-    row_of: Tensor
-    value_by_column: Tensor
-
     def options(self) -> dict[str, Any]:
-        """The density, beside D, d and seed."""
-        return {"density": self.density}
+        """Density and layout, beside D, d and seed."""
+        return {"density": self.density, "layout": self.layout}
 
     def _multiply(self, z: Tensor) -> Tensor:
-        return csr_product(self.row_starts, self.column_of, self.value_by_row, z, self.D)
+        if self.layout != "two_way":
+            return product(self._matrix(), z)
+        return csr_product(z, *map(self.get_buffer, ("row_starts", "column_of", "value_by_row")))
 
     def _multiply_transposed(self, v: Tensor) -> Tensor:
-        return csr_product(self.column_starts, self.row_of, self.value_by_column, v, self.d)
+        if self.layout != "two_way":
+            return product(self._matrix().transpose(0, 1), v)
+        return csr_product(v, *map(self.get_buffer, ("column_starts", "row_of", "value_by_column")))
+
+    def _matrix(self) -> Tensor:
+        """P of shape (D, d) in PyTorch's own format, made of the buffers without a copy."""
+        if self.layout == "dense":
+            return self.get_buffer("matrix")
+        make, names = FORMATS[self.layout]
+        return make(*map(self.get_buffer, names), (self.D, self.d), check_invariants=False)
 
 
-def csr_product(starts: Tensor, columns: Tensor, values: Tensor, x: Tensor, rows: int) -> Tensor:
-    """A x for a matrix A in CSR form, x of shape (..., columns of A); the result has shape (..., rows)."""
+def product(A: Tensor, x: Tensor) -> Tensor:
+    """A x along the last axis of x, for a matrix A in any format."""
     flat = x.reshape(-1, x.shape[-1])
+    y = (A @ flat[0])[None] if len(flat) == 1 else (A @ flat.T).T
+    return y.reshape(*x.shape[:-1], len(A))
+
+
+def csr_product(x: Tensor, starts: Tensor, columns: Tensor, values: Tensor) -> Tensor:
+    """A x along the last axis of x, for a matrix A kept by its rows."""
     if x.device.type == "cpu" and not torch.backends.mkl.is_available():
-        return gather_product(starts, columns, values, flat).reshape(*x.shape[:-1], rows)
-    A = torch.sparse_csr_tensor(starts, columns, values, (rows, x.shape[-1]), check_invariants=False)
-    product = (A @ flat[0])[None] if len(flat) == 1 else (A @ flat.T).T
-    return product.reshape(*x.shape[:-1], rows)
+        return gather_product(starts, columns, values, x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], -1)
+    shape = (len(starts) - 1, x.shape[-1])
+    return product(torch.sparse_csr_tensor(starts, columns, values, shape, check_invariants=False), x)
 
 
 def gather_product(starts: Tensor, columns: Tensor, values: Tensor, flat: Tensor) -> Tensor:

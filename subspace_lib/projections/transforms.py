@@ -29,29 +29,27 @@ def factor_orders(n: int) -> list[int]:
     return [1 << (bits * (i + 1) // count - bits * i // count) for i in range(count)]
 
 
-def kronecker_transform(x: Tensor, factors: list[Tensor]) -> Tensor:
-    """(F_1 kron F_2 kron ...) x along the last axis, for square factors; one matrix product for each factor.
+def kronecker_transform(x: Tensor, factors: list[Tensor], spare: Tensor) -> tuple[Tensor, Tensor]:
+    """(F_1 kron F_2 kron ...) x for square factors and x of shape (batch, n, columns).
 
-    With Hadamard matrices as factors this is the Hadamard transform: H of order n is the Kronecker product of
-    small ones, and the cost is n (|F_1| + |F_2| + ...) instead of n^2.
+    With Hadamard matrices as factors this is the Hadamard transform of every column: H of order n is the Kronecker
+    product of small ones, and the cost is n (|F_1| + |F_2| + ...) a column instead of n^2.
+
+    x and ``spare``, of the same shape, are both written over: new buffers at every step of the training would cost
+    more in page faults than the products. Gives the result, and the buffer that is free again.
     """
-    n = x.shape[-1]
-    y = x.reshape(-1, n)
-    after = n
+    shape, before = x.shape, len(x)
     for F in factors:
-        m = len(F)
-        after //= m
-        if after > 1:
-            blocks = y.reshape(-1, m, after)
-            y = torch.bmm(F.expand(len(blocks), m, m), blocks)
-        else:
-            y = y.reshape(-1, m) @ F.T
-    return y.reshape(x.shape)
+        blocks = (before, len(F), -1)
+        torch.bmm(F.expand(before, -1, -1), x.view(blocks), out=spare.view(blocks))
+        x, spare = spare, x
+        before *= len(F)
+    return x.view(shape), spare.view(shape)
 
 
 def random_signs(shape: tuple[int, ...], generator: torch.Generator, dtype: torch.dtype) -> Tensor:
     """+1 and -1, each with probability one half."""
-    return (2 * torch.randint(0, 2, shape, generator=generator) - 1).to(dtype)
+    return torch.randint(0, 2, shape, generator=generator, dtype=torch.int8).to(dtype).mul_(2).sub_(1)
 
 
 def power_of_two(d: int) -> int:
@@ -62,14 +60,16 @@ def power_of_two(d: int) -> int:
 class HadamardProjection(Projection):
     """Orthonormal columns without a matrix, at any D and any d <= D.
 
-    The weights are cut into blocks of n = 2^k >= d rows, and what is left over into smaller blocks by its binary
-    expansion. Block b is R H B_b C: z is put into random places of a vector of n zeros (C), gets the block's own
-    random signs (B_b), is transformed (H), and gets random signs again (R). The columns of a block are orthogonal
-    and equally long, so P^T P is diagonal, and dividing each column by its norm makes P orthonormal exactly. Blocks
-    of fewer than d rows carry as many coordinates as they have rows, taking turns. Every weight moves, even at d = 1.
+    The weights are cut into ``count`` blocks of n = 2^k >= d rows. Block b is R H B_b C: z is put into random places
+    of a vector of n zeros (C), gets the block's own random signs (B_b), is transformed (H), and gets random signs
+    again (R). The columns of a block are orthogonal and equally long, so P^T P is diagonal, and dividing each column
+    by its norm makes P orthonormal exactly. Rows that are left over form smaller blocks, which carry as many
+    coordinates as they have rows, taking turns; the last few, at most one row in 64, follow one coordinate each.
+    Every weight moves, even at d = 1.
 
-    H runs as a product of small matrices, and R is made of their rows' signs, so it costs nothing.
-    Cost: D log n operations. Keeps one byte a weight.
+    Weight i * count + b is row i of block b: side by side like this, one product transforms all blocks. H runs as
+    a few products with small matrices, and R is made of their rows' signs, so it costs nothing.
+    Cost: D log n operations. Keeps one sign a weight.
 
     References
     ----------
@@ -82,27 +82,36 @@ class HadamardProjection(Projection):
         super().__init__(D, d, seed, dtype=dtype)
         generator = torch.Generator().manual_seed(seed)
         n = max(64, power_of_two(d))
-        left = D % n
-        sizes = [1 << bit for bit in reversed(range(left.bit_length())) if left >> bit & 1]
-        self.groups = [(count, m) for count, m in [(D // n, n), *((1, m) for m in sizes)] if count]
+        self.groups = [(D // n, n)] if n <= D else []
+        left, size = D % n, n // 2
+        while left > D // 64:
+            if left >= size:
+                self.groups.append((1, size))
+                left -= size
+            size //= 2
         squared_norms = torch.zeros(d, dtype=torch.float64)
         first = 0
         for i, (count, m) in enumerate(self.groups):
             coordinates = (first + torch.arange(min(m, d))) % d
             first = int(coordinates[-1] + 1) % d
             squared_norms[coordinates] += count * m
-            places = torch.randperm(m, generator=generator)[: len(coordinates)]
-            self._keep(i, "coordinates", coordinates)
-            self._keep(i, "places", places)
-            self._keep(i, "signs", random_signs((count, m), generator, torch.int8))
+            self._keep("coordinates", i, coordinates)
+            self._keep("places", i, torch.randperm(m, generator=generator)[: len(coordinates)])
+            self._keep("signs", i, random_signs((m, count), generator, self.dtype))
             for j, order in enumerate(factor_orders(m)):
                 rows = random_signs((order, 1), generator, self.dtype)
-                self._keep(i, f"factor_{j}", rows * hadamard_matrix(order).to(self.dtype))
+                self._keep(f"factor_{j}", i, rows * hadamard_matrix(order).to(self.dtype))
+        followed = (first + torch.arange(left)) % d
+        squared_norms += torch.bincount(followed, minlength=d)
+        self.register_buffer("followed", followed, persistent=False)
+        self.register_buffer("followed_signs", random_signs((left,), generator, self.dtype), persistent=False)
         self.register_buffer("scale", squared_norms.rsqrt().to(self.dtype), persistent=False)
 
+    followed: Tensor  # the coordinate of each of the last rows
+    followed_signs: Tensor
     scale: Tensor
 
-    def _keep(self, group: int, name: str, value: Tensor) -> None:
+    def _keep(self, name: str, group: int, value: Tensor) -> None:
         self.register_buffer(f"{name}_{group}", value, persistent=False)
 
     def _group(self, i: int) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
@@ -115,29 +124,54 @@ class HadamardProjection(Projection):
         parts = []
         for i, (count, m) in enumerate(self.groups):
             coordinates, places, signs, factors = self._group(i)
-            placed = flat.new_zeros(len(flat), 1, m)
-            placed[:, 0, places] = flat[:, coordinates]
-            parts.append(kronecker_transform(placed * signs, factors).reshape(len(flat), count * m))
+            placed = flat.new_zeros(len(flat), m)
+            placed[:, places] = flat[:, coordinates]
+            x = placed[..., None] * signs
+            parts.append(kronecker_transform(x, factors, torch.empty_like(x))[0].reshape(len(flat), count * m))
+        parts.append(flat[:, self.followed] * self.followed_signs)
         return torch.cat(parts, 1).reshape(*z.shape[:-1], self.D)
 
+    def write(self, theta0: Tensor, z: Tensor, out: Tensor) -> None:
+        """Write theta0 + P z into ``out``; the last product of a transform adds theta0 as it goes."""
+        scaled = z * self.scale
+        sizes = [*(count * m for count, m in self.groups), len(self.followed)]
+        starts, ends = theta0.split(sizes), out.split(sizes)
+        for i, (count, m) in enumerate(self.groups):
+            coordinates, places, signs, (first, *factors) = self._group(i)
+            placed = scaled.new_zeros(m).index_copy_(0, places, scaled[coordinates])
+            end = ends[i].view(m, count)
+            x = torch.empty_like(end)
+            x, spare = (end, x) if len(factors) % 2 else (x, end)  # the result shall lie in x
+            torch.mul(placed[:, None], signs, out=x)
+            blocks = (len(first), m // len(first), count)
+            x, _ = kronecker_transform(x.view(blocks), factors, spare.view(blocks))
+            x = x.view(len(first), -1)
+            torch.addmm(starts[i].view_as(x), first, x, out=end.view_as(x))
+        torch.addcmul(starts[-1], scaled[self.followed], self.followed_signs, out=ends[-1])
+
     def _multiply_transposed(self, v: Tensor) -> Tensor:
+        return self.pull(v.clone(memory_format=torch.contiguous_format))
+
+    def pull(self, v: Tensor) -> Tensor:
+        """P^T v, with v as a buffer."""
         flat = v.reshape(-1, self.D)
-        z = flat.new_zeros(len(flat), self.d)
-        pieces = flat.split([count * m for count, m in self.groups], dim=1)
+        *pieces, last = flat.split([*(count * m for count, m in self.groups), len(self.followed)], dim=1)
+        z = flat.new_zeros(len(flat), self.d).index_add_(1, self.followed, last * self.followed_signs)
         for i, ((count, m), piece) in enumerate(zip(self.groups, pieces, strict=True)):
             coordinates, places, signs, factors = self._group(i)
-            x = kronecker_transform(piece.reshape(len(flat), count, m), [F.T for F in factors])
-            z[:, coordinates] += (x * signs).sum(1)[:, places]
+            spare = piece.reshape(len(flat), m, count).contiguous()
+            x, _ = kronecker_transform(spare, [F.T for F in factors], torch.empty_like(spare))
+            x = x.mul_(signs)
+            z[:, coordinates] += x.sum(-1)[:, places]
         return (z * self.scale).reshape(*v.shape[:-1], self.d)
 
 
 class FastfoodProjection(Projection):
     """Nearly Gaussian columns at the cost of two transforms: Fastfood (Le, Sarlos and Smola 2013, section 3).
 
-    Blocks S H G Pi H B of n = 2^k >= d rows, all computed at once: B random signs, Pi a random permutation, which all
-    blocks share, G Gaussian
-    factors, S row lengths as a Gaussian matrix would have them. The last block is cut to D rows. The
-    columns have norm 1 in expectation. Keeps nine bytes a weight in float32.
+    Blocks S H G Pi H B of n = 2^k >= d rows, all computed at once: B random signs, Pi a random permutation, which
+    all blocks share, G Gaussian factors, S row lengths as a Gaussian matrix would have them. Weight i * blocks + b is
+    row i of block b, and what passes D is cut. The columns have norm 1 in expectation. Keeps three numbers a weight.
     """
 
     name = "fastfood"
@@ -147,12 +181,12 @@ class FastfoodProjection(Projection):
         generator = torch.Generator().manual_seed(seed)
         n = power_of_two(d)
         self.n, self.blocks = n, -(-D // n)
-        gaussian = torch.randn(self.blocks, n, generator=generator)
+        gaussian = torch.randn(n, self.blocks, generator=generator)
         order = torch.randperm(n, generator=generator)
-        squared_lengths = 2 * torch._standard_gamma(torch.full((self.blocks, n), n / 2), generator=generator)
-        row_scale = squared_lengths.sqrt() / gaussian.norm(dim=1, keepdim=True) / math.sqrt(n * D)
+        lengths = torch._standard_gamma(torch.full((n, self.blocks), n / 2), generator=generator).mul_(2).sqrt_()
+        row_scale = lengths / (gaussian.norm(dim=0) * math.sqrt(n * D))
         for name, buffer in {
-            "signs": random_signs((self.blocks, n), generator, torch.int8),
+            "signs": random_signs((n, self.blocks), generator, self.dtype),
             "gaussian": gaussian.to(self.dtype),
             "order": order,
             "inverse_order": order.argsort(),
@@ -169,30 +203,36 @@ class FastfoodProjection(Projection):
     inverse_order: Tensor
     row_scale: Tensor
 
-    def _transform(self, x: Tensor) -> Tensor:
-        return kronecker_transform(x, [self.get_buffer(f"H_{size}") for size in self._orders])
+    def _transform(self, x: Tensor, spare: Tensor) -> tuple[Tensor, Tensor]:
+        return kronecker_transform(x, [self.get_buffer(f"H_{size}") for size in self._orders], spare)
 
     def _multiply(self, z: Tensor) -> Tensor:
-        flat = z.reshape(-1, 1, self.d)
-        x = torch.nn.functional.pad(flat, (0, self.n - self.d)) * self.signs
-        x = self._transform(x)[..., self.order]
-        x = self._transform(x * self.gaussian) * self.row_scale
+        flat = z.reshape(-1, self.d)
+        x = torch.nn.functional.pad(flat, (0, self.n - self.d))[..., None] * self.signs
+        x, spare = self._transform(x, torch.empty_like(x))
+        x, spare = torch.index_select(x, 1, self.order, out=spare), x
+        x, _ = self._transform(x.mul_(self.gaussian), spare)
+        x = x.mul_(self.row_scale)
         return x.reshape(len(flat), -1)[:, : self.D].reshape(*z.shape[:-1], self.D)
 
     def _multiply_transposed(self, v: Tensor) -> Tensor:
-        flat = torch.nn.functional.pad(v.reshape(-1, self.D), (0, self.blocks * self.n - self.D))
-        x = self._transform(flat.view(-1, self.blocks, self.n) * self.row_scale) * self.gaussian
-        x = self._transform(x[..., self.inverse_order])
-        x = (x * self.signs).sum(1)
+        x = v.new_zeros(v.numel() // self.D, self.blocks * self.n)
+        x[:, : self.D] = v.reshape(-1, self.D)
+        x = x.view(-1, self.n, self.blocks).mul_(self.row_scale)
+        x, spare = self._transform(x, torch.empty_like(x))
+        x, spare = torch.index_select(x.mul_(self.gaussian), 1, self.inverse_order, out=spare), x
+        x, _ = self._transform(x, spare)
+        x = x.mul_(self.signs).sum(-1)
         return x[:, : self.d].reshape(*v.shape[:-1], self.d)
 
 
 class KroneckerProjection(Projection):
     """P = A kron B cut to D x d: two small products instead of one large one.
 
-    A has about sqrt(D) rows and sqrt(d) columns, B too; z is laid out as a matrix Z and P z is A Z B^T, read
-    row by row. The columns of A and B are Gaussian with norm 1, or orthonormal, so the columns of P have norm 1 up
-    to the few rows that are cut. Cost: about D sqrt(d) operations. Keeps about 2 sqrt(D d) numbers.
+    A and B have about sqrt(D) rows; z is laid out as a matrix Z and P z is A Z B^T, read row by row. The columns of
+    A and B are Gaussian with norm 1, or orthonormal, so the columns of P have norm 1 up to the few rows that are cut.
+    A costs a factor of d and B one of D, so A takes more of the columns: a third of its rows, as long as that
+    is more than sqrt(d). Cost: at most about D sqrt(d) operations. Keeps at most about D / 3 + 2 sqrt(D d) numbers.
 
     Parameters
     ----------
@@ -212,8 +252,11 @@ class KroneckerProjection(Projection):
             raise TypeError(f"orthonormal must be True or False, got {orthonormal!r}")
         self.orthonormal = orthonormal
         generator = torch.Generator().manual_seed(seed)
-        for name, part in (("A", 0), ("B", 1)):
-            rows, columns = (_near_square(size)[part] for size in (D, d))
+        rows_B = math.ceil(math.sqrt(D))
+        rows_A = -(-D // rows_B)
+        columns_A = min(d, rows_A, max(math.ceil(math.sqrt(d)), rows_A // 3))
+        columns_B = -(-d // columns_A)
+        for name, rows, columns in (("A", rows_A, columns_A), ("B", rows_B, columns_B)):
             factor = torch.randn(rows, columns, generator=generator, dtype=torch.float64)
             factor = torch.linalg.qr(factor).Q if orthonormal else factor / factor.norm(dim=0)
             self.register_buffer(name, factor.to(self.dtype).contiguous(), persistent=False)
@@ -229,15 +272,18 @@ class KroneckerProjection(Projection):
         Z = _as_matrix(z, self.A.shape[1], self.B.shape[1])
         return (self.A @ Z @ self.B.T).reshape(*z.shape[:-1], -1)[..., : self.D]
 
+    def write(self, theta0: Tensor, z: Tensor, out: Tensor) -> None:
+        """Write theta0 + P z into ``out``."""
+        rows, columns = self.D // len(self.B), len(self.B)
+        AZ = self.A @ _as_matrix(z, self.A.shape[1], self.B.shape[1])
+        whole = slice(0, rows * columns), slice(rows * columns, self.D)
+        torch.addmm(theta0[whole[0]].view(rows, columns), AZ[:rows], self.B.T, out=out[whole[0]].view(rows, columns))
+        if rows * columns < self.D:
+            torch.addmv(theta0[whole[1]], self.B[: self.D - rows * columns], AZ[rows], out=out[whole[1]])
+
     def _multiply_transposed(self, v: Tensor) -> Tensor:
         V = _as_matrix(v, self.A.shape[0], self.B.shape[0])
         return (self.A.T @ (V @ self.B)).reshape(*v.shape[:-1], -1)[..., : self.d]
-
-
-def _near_square(size: int) -> tuple[int, int]:
-    """Two factors close to the square root whose product is at least ``size``, by as little as possible."""
-    second = math.ceil(math.sqrt(size))
-    return -(-size // second), second
 
 
 def _as_matrix(x: Tensor, rows: int, columns: int) -> Tensor:
