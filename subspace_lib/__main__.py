@@ -1,10 +1,11 @@
-"""The command line: `python -m subspace_lib book`, `python -m subspace_lib data`."""
+"""The command line: `python -m subspace_lib book`, `data` or `benchmark`."""
 
 from __future__ import annotations
 
 import argparse
 import signal
 import sys
+from pathlib import Path
 from typing import NoReturn
 
 from subspace_lib.book import DEVICES, build_book
@@ -22,12 +23,15 @@ class Parser(argparse.ArgumentParser):
 def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = Parser(prog="python -m subspace_lib", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{book,data}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{book,data,benchmark}")
     book = commands.add_parser("book", help="execute the chapters and build the pages")
     book.add_argument("--profile", default="quick", help="smoke, quick (the default) or full")
     book.add_argument("--device", choices=DEVICES, help="by default the GPU if there is one")
     book.add_argument("--only", nargs="+", default=[], metavar="CHAPTER", help="as 03_intrinsic_dimension")
     book.add_argument("--jobs", type=int, help="chapters at a time; by default 2, on a GPU 1")
+    benchmark = commands.add_parser("benchmark", help="measure what every projection costs")
+    benchmark.add_argument("--device", choices=DEVICES, default="cpu", help="where to measure; by default the CPU")
+    benchmark.add_argument("--out", type=Path, default=Path("data/results"), help="folder of the table and the picture")
     commands.add_parser("data", help="fetch the data sets, and say what is there")
     return parser.parse_args(arguments)
 
@@ -52,6 +56,10 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if chosen.command == "book":
             build_book(chosen.profile, chosen.device, chosen.only, chosen.jobs)
+        elif chosen.command == "benchmark":
+            from subspace_lib.benchmark import run_benchmark
+
+            run_benchmark(chosen.device, chosen.out)
         else:
             show_data()
     except BookError as error:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib as mpl
+import matplotlib.pyplot as plt
 import numpy as np
 from cycler import cycler
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -49,6 +52,31 @@ def axis_of_d(ax: Axes) -> None:
     ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda d, _: f"{d / 1000:g}k" if d >= 1000 else f"{d:g}"))
     ax.xaxis.set_minor_formatter(NullFormatter())
+
+
+def draw_benchmark(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Three panels from the rows of the benchmark: training steps, and products over d and over D."""
+    fig, axes = plt.subplots(3, 1, figsize=(6.8, 9.5), layout="constrained")
+    steps = [row for row in rows if row["part"] == "step" and row.get("step_ms")]
+    names = [f"{row['projection']} {row['layout']}".strip() for row in steps]
+    bars = axes[0].barh(names, [row["step_over_direct"] for row in steps], color=COLOURS[0])
+    axes[0].bar_label(bars, [f"{row['step_over_direct']:.2f}" for row in steps], padding=3)
+    axes[0].axvline(1, color="black", ls="--", marker="")
+    axes[0].set(xscale="log", xlabel="training step over the direct step (dashed)")
+    axes[0].invert_yaxis()
+    for ax, part, fixed in ((axes[1], "d", "D"), (axes[2], "D", "d")):
+        chosen = [row for row in rows if row["part"] == part]
+        for index, name in enumerate(dict.fromkeys(row["projection"] for row in chosen)):
+            line = [row for row in chosen if row["projection"] == name]
+            times = [row["forward_ms"] + row["adjoint_ms"] for row in line]
+            ax.plot([row[part] for row in line], times, color=COLOURS[index], marker=MARKERS[index], label=name)
+        at = f" at {fixed} = {chosen[0][fixed]:,}" if chosen else ""
+        ax.set(xscale="log", yscale="log", xlabel=f"{part}{at}", ylabel="forward + adjoint, ms")
+        if chosen:
+            ax.legend(fontsize=9)
+    if rows:
+        provenance(axes[0], f"{rows[0]['device']}, {rows[0]['threads']} threads, torch {rows[0]['torch']}")
+    return fig
 
 
 def plot_against_d(

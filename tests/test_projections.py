@@ -1,6 +1,7 @@
 """The contract that every projection keeps, and a dense oracle for each family, written another way."""
 
 import functools
+import itertools
 import math
 
 import pytest
@@ -252,7 +253,7 @@ def test_hadamard_transform(n):
     torch.testing.assert_close(kronecker_transform(y, factors, spare)[0][..., 0], n * x)
 
 
-@pytest.mark.parametrize(("D", "d"), [(300, 70), (300, 1), (37, 37), (37, 20), (63, 5), (64, 64)])
+@pytest.mark.parametrize(("D", "d"), [(300, 70), (300, 1), (37, 37), (37, 20), (63, 5), (64, 64), (1500, 40)])
 def test_hadamard_oracle(D, d):
     """Block by block, with matrices."""
     P = make_projection("hadamard", D, d, 2)
@@ -261,11 +262,11 @@ def test_hadamard_oracle(D, d):
         coordinates, places, signs, factors = P._group(i)
         row_signs = functools.reduce(torch.kron, [F[:, 0] for F in factors])
         assert torch.equal(row_signs.abs(), torch.ones(m))
-        group = torch.zeros(m, count, d)
-        for b in range(count):
+        group = torch.zeros(*signs.shape, d)
+        for a, b in itertools.product(range(signs.shape[0]), range(signs.shape[2])):
             C = torch.zeros(m, d)
-            C[places, coordinates] = signs[places, b]
-            group[:, b] = torch.diag(row_signs) @ sylvester(m) @ C
+            C[places, coordinates] = signs[a, places, b]
+            group[a, :, b] = torch.diag(row_signs) @ sylvester(m) @ C
         rows.append(group.reshape(m * count, d))
     last = torch.zeros(len(P.followed), d)
     last[torch.arange(len(P.followed)), P.followed] = P.followed_signs
@@ -275,16 +276,18 @@ def test_hadamard_oracle(D, d):
     assert (matrix != 0).any(1).all(), "every weight must move"
 
 
-def test_fastfood_oracle():
-    D, d, n = 50, 11, 16
+@pytest.mark.parametrize(("D", "blocks"), [(50, 4), (300, 19)])
+def test_fastfood_oracle(D, blocks):
+    d, n = 11, 16
     P = make_projection("fastfood", D, d, 2)
     H = sylvester(n)
-    matrix = torch.zeros(n, 4, n)
-    for b in range(4):
+    matrix = torch.zeros(*P.signs.shape, n)
+    assert P.signs.numel() == blocks * n
+    for a, b in itertools.product(range(P.signs.shape[0]), range(P.signs.shape[2])):
         Pi = torch.eye(n)[P.order]
-        S, G, B = (torch.diag(part[:, b]) for part in (P.row_scale, P.gaussian, P.signs))
-        matrix[:, b] = S @ H @ G @ Pi @ H @ B
-    torch.testing.assert_close(P.to_dense(), matrix.reshape(4 * n, n)[:D, :d])
+        S, G, B = (torch.diag(part[a, :, b].float()) for part in (P.row_scale, P.gaussian, P.signs))
+        matrix[a, :, b] = S @ H @ G @ Pi @ H @ B
+    torch.testing.assert_close(P.to_dense(), matrix.reshape(blocks * n, n)[:D, :d])
 
 
 def test_fastfood_columns_have_norm_1_in_expectation_and_rows_gaussian_lengths():

@@ -21,11 +21,10 @@ class OneHotProjection(Projection):
     def __init__(self, D: int, d: int, seed: int = 0, *, dtype: torch.dtype | None = None) -> None:
         super().__init__(D, d, seed, dtype=dtype)
         generator = torch.Generator().manual_seed(seed)
-        weight_of_place = torch.randperm(D, generator=generator)
-        place = torch.arange(D)
-        negative = (place // d) % 2  # the signs alternate within a group, whose weights come in random order
+        # The signs alternate within a group, whose weights come in random order: entries run 0, ..., 2 d - 1, 0, ...
+        in_order = torch.arange(D).remainder_(2 * d)
         entry = torch.empty(D, dtype=torch.int64)
-        entry[weight_of_place] = place % d + d * negative
+        entry[torch.randperm(D, generator=generator)] = in_order
         sizes = torch.full((d,), D // d)
         sizes[: D % d] += 1
         self.register_buffer("entry", entry, persistent=False)

@@ -40,11 +40,19 @@ def kronecker_transform(x: Tensor, factors: list[Tensor], spare: Tensor) -> tupl
     """
     shape, before = x.shape, len(x)
     for F in factors:
-        blocks = (before, len(F), -1)
-        torch.bmm(F.expand(before, -1, -1), x.view(blocks), out=spare.view(blocks))
+        if x.numel() > before * len(F):
+            blocks = (before, len(F), -1)
+            torch.bmm(F.expand(before, -1, -1), x.view(blocks), out=spare.view(blocks))
+        else:
+            torch.mm(x.view(-1, len(F)), F.T, out=spare.view(-1, len(F)))
         x, spare = spare, x
         before *= len(F)
     return x.view(shape), spare.view(shape)
+
+
+def block_shape(count: int, n: int) -> tuple[int, int, int]:
+    """How ``count`` blocks of n rows lie in memory: many of them side by side, as products want it, few in a row."""
+    return (1, n, count) if count >= 16 else (count, n, 1)
 
 
 def random_signs(shape: tuple[int, ...], generator: torch.Generator, dtype: torch.dtype) -> Tensor:
@@ -67,8 +75,8 @@ class HadamardProjection(Projection):
     coordinates as they have rows, taking turns; the last few, at most one row in 64, follow one coordinate each.
     Every weight moves, even at d = 1.
 
-    Weight i * count + b is row i of block b: side by side like this, one product transforms all blocks. H runs as
-    a few products with small matrices, and R is made of their rows' signs, so it costs nothing.
+    Many blocks lie side by side: then weight i * count + b is row i of block b, and one product serves them all.
+    H runs as a few products with small matrices, and R is made of their rows' signs, so it costs nothing.
     Cost: D log n operations. Keeps one sign a weight.
 
     References
@@ -97,7 +105,7 @@ class HadamardProjection(Projection):
             squared_norms[coordinates] += count * m
             self._keep("coordinates", i, coordinates)
             self._keep("places", i, torch.randperm(m, generator=generator)[: len(coordinates)])
-            self._keep("signs", i, random_signs((m, count), generator, self.dtype))
+            self._keep("signs", i, random_signs(block_shape(count, m), generator, self.dtype))
             for j, order in enumerate(factor_orders(m)):
                 rows = random_signs((order, 1), generator, self.dtype)
                 self._keep(f"factor_{j}", i, rows * hadamard_matrix(order).to(self.dtype))
@@ -126,8 +134,8 @@ class HadamardProjection(Projection):
             coordinates, places, signs, factors = self._group(i)
             placed = flat.new_zeros(len(flat), m)
             placed[:, places] = flat[:, coordinates]
-            x = placed[..., None] * signs
-            parts.append(kronecker_transform(x, factors, torch.empty_like(x))[0].reshape(len(flat), count * m))
+            x = (placed[:, None, :, None] * signs).view(-1, *signs.shape[1:])
+            parts.append(kronecker_transform(x, factors, torch.empty_like(x))[0].view(len(flat), count * m))
         parts.append(flat[:, self.followed] * self.followed_signs)
         return torch.cat(parts, 1).reshape(*z.shape[:-1], self.D)
 
@@ -136,17 +144,17 @@ class HadamardProjection(Projection):
         scaled = z * self.scale
         sizes = [*(count * m for count, m in self.groups), len(self.followed)]
         starts, ends = theta0.split(sizes), out.split(sizes)
-        for i, (count, m) in enumerate(self.groups):
+        for i, (_, m) in enumerate(self.groups):
             coordinates, places, signs, (first, *factors) = self._group(i)
             placed = scaled.new_zeros(m).index_copy_(0, places, scaled[coordinates])
-            end = ends[i].view(m, count)
-            x = torch.empty_like(end)
-            x, spare = (end, x) if len(factors) % 2 else (x, end)  # the result shall lie in x
-            torch.mul(placed[:, None], signs, out=x)
-            blocks = (len(first), m // len(first), count)
-            x, _ = kronecker_transform(x.view(blocks), factors, spare.view(blocks))
-            x = x.view(len(first), -1)
-            torch.addmm(starts[i].view_as(x), first, x, out=end.view_as(x))
+            buffers = [torch.empty_like(ends[i]), ends[i]]
+            if len(factors) % 2:  # so that the result does not lie where the sum goes
+                buffers.reverse()
+            torch.mul(placed[:, None], signs, out=buffers[0].view_as(signs))
+            inner = (len(signs) * len(first), m // len(first), signs.shape[2])
+            x, _ = kronecker_transform(buffers[0].view(inner), factors, buffers[1].view(inner))
+            x = x.view(len(signs), len(first), -1)
+            torch.baddbmm(starts[i].view_as(x), first.expand(len(x), -1, -1), x, out=ends[i].view_as(x))
         torch.addcmul(starts[-1], scaled[self.followed], self.followed_signs, out=ends[-1])
 
     def _multiply_transposed(self, v: Tensor) -> Tensor:
@@ -157,12 +165,12 @@ class HadamardProjection(Projection):
         flat = v.reshape(-1, self.D)
         *pieces, last = flat.split([*(count * m for count, m in self.groups), len(self.followed)], dim=1)
         z = flat.new_zeros(len(flat), self.d).index_add_(1, self.followed, last * self.followed_signs)
-        for i, ((count, m), piece) in enumerate(zip(self.groups, pieces, strict=True)):
+        for i, piece in enumerate(pieces):
             coordinates, places, signs, factors = self._group(i)
-            spare = piece.reshape(len(flat), m, count).contiguous()
-            x, _ = kronecker_transform(spare, [F.T for F in factors], torch.empty_like(spare))
-            x = x.mul_(signs)
-            z[:, coordinates] += x.sum(-1)[:, places]
+            x = piece.reshape(-1, *signs.shape[1:]).contiguous()
+            x, _ = kronecker_transform(x, [F.T for F in factors], torch.empty_like(x))
+            x = x.view(len(flat), *signs.shape).mul_(signs)
+            z[:, coordinates] += x.sum((1, 3))[:, places]
         return (z * self.scale).reshape(*v.shape[:-1], self.d)
 
 
@@ -170,8 +178,8 @@ class FastfoodProjection(Projection):
     """Nearly Gaussian columns at the cost of two transforms: Fastfood (Le, Sarlos and Smola 2013, section 3).
 
     Blocks S H G Pi H B of n = 2^k >= d rows, all computed at once: B random signs, Pi a random permutation, which
-    all blocks share, G Gaussian factors, S row lengths as a Gaussian matrix would have them. Weight i * blocks + b is
-    row i of block b, and what passes D is cut. The columns have norm 1 in expectation. Keeps three numbers a weight.
+    all blocks share, G Gaussian factors, S row lengths as a Gaussian matrix would have them. What passes D is cut.
+    The columns have norm 1 in expectation. Keeps two numbers and a byte a weight.
     """
 
     name = "fastfood"
@@ -181,12 +189,13 @@ class FastfoodProjection(Projection):
         generator = torch.Generator().manual_seed(seed)
         n = power_of_two(d)
         self.n, self.blocks = n, -(-D // n)
-        gaussian = torch.randn(n, self.blocks, generator=generator)
+        shape = block_shape(self.blocks, n)
+        gaussian = torch.randn(shape, generator=generator)
         order = torch.randperm(n, generator=generator)
-        lengths = torch._standard_gamma(torch.full((n, self.blocks), n / 2), generator=generator).mul_(2).sqrt_()
-        row_scale = lengths / (gaussian.norm(dim=0) * math.sqrt(n * D))
+        lengths = torch._standard_gamma(torch.full(shape, n / 2), generator=generator).mul_(2).sqrt_()
+        row_scale = lengths / (gaussian.norm(dim=1, keepdim=True) * math.sqrt(n * D))
         for name, buffer in {
-            "signs": random_signs((n, self.blocks), generator, self.dtype),
+            "signs": random_signs(shape, generator, torch.int8),
             "gaussian": gaussian.to(self.dtype),
             "order": order,
             "inverse_order": order.argsort(),
@@ -203,26 +212,31 @@ class FastfoodProjection(Projection):
     inverse_order: Tensor
     row_scale: Tensor
 
+    def _scaled(self, x: Tensor, factors: Tensor) -> Tensor:
+        """x times the factors of every block, in place; x may hold a batch."""
+        return x.view(-1, *factors.shape).mul_(factors).view_as(x)
+
     def _transform(self, x: Tensor, spare: Tensor) -> tuple[Tensor, Tensor]:
         return kronecker_transform(x, [self.get_buffer(f"H_{size}") for size in self._orders], spare)
 
     def _multiply(self, z: Tensor) -> Tensor:
         flat = z.reshape(-1, self.d)
-        x = torch.nn.functional.pad(flat, (0, self.n - self.d))[..., None] * self.signs
+        x = torch.nn.functional.pad(flat, (0, self.n - self.d))[:, None, :, None] * self.signs
+        x = x.view(-1, *self.signs.shape[1:])
         x, spare = self._transform(x, torch.empty_like(x))
         x, spare = torch.index_select(x, 1, self.order, out=spare), x
-        x, _ = self._transform(x.mul_(self.gaussian), spare)
-        x = x.mul_(self.row_scale)
+        x, _ = self._transform(self._scaled(x, self.gaussian), spare)
+        x = self._scaled(x, self.row_scale)
         return x.reshape(len(flat), -1)[:, : self.D].reshape(*z.shape[:-1], self.D)
 
     def _multiply_transposed(self, v: Tensor) -> Tensor:
         x = v.new_zeros(v.numel() // self.D, self.blocks * self.n)
         x[:, : self.D] = v.reshape(-1, self.D)
-        x = x.view(-1, self.n, self.blocks).mul_(self.row_scale)
+        x = self._scaled(x.view(-1, *self.signs.shape[1:]), self.row_scale)
         x, spare = self._transform(x, torch.empty_like(x))
-        x, spare = torch.index_select(x.mul_(self.gaussian), 1, self.inverse_order, out=spare), x
+        x, spare = torch.index_select(self._scaled(x, self.gaussian), 1, self.inverse_order, out=spare), x
         x, _ = self._transform(x, spare)
-        x = x.mul_(self.signs).sum(-1)
+        x = x.view(-1, *self.signs.shape).mul_(self.signs).sum((1, 3))
         return x[:, : self.d].reshape(*v.shape[:-1], self.d)
 
 
@@ -258,7 +272,7 @@ class KroneckerProjection(Projection):
         columns_B = -(-d // columns_A)
         for name, rows, columns in (("A", rows_A, columns_A), ("B", rows_B, columns_B)):
             factor = torch.randn(rows, columns, generator=generator, dtype=torch.float64)
-            factor = torch.linalg.qr(factor).Q if orthonormal else factor / factor.norm(dim=0)
+            factor = torch.linalg.qr(factor).Q if orthonormal else factor.div_(factor.norm(dim=0))
             self.register_buffer(name, factor.to(self.dtype).contiguous(), persistent=False)
 
     A: Tensor
