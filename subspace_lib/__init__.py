@@ -2,6 +2,7 @@
 
 from subspace_lib.datasets import Data, load_dataset
 from subspace_lib.diagnostics import diagnose
+from subspace_lib.many import fit_many
 from subspace_lib.models import MLP, LeNet, SmallLeNet, ToyProblem, count_parameters
 from subspace_lib.profiles import PROFILES, default_device, get_profile
 from subspace_lib.projections import PROJECTIONS, LayerwiseProjection, Projection, make_projection, split_budget
@@ -30,6 +31,7 @@ __all__ = [
     "diagnose",
     "evaluate",
     "fit",
+    "fit_many",
     "get_profile",
     "load_dataset",
     "make_projection",

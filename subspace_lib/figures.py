@@ -63,6 +63,7 @@ def draw_benchmark(rows: Sequence[Mapping[str, Any]]) -> Figure:
     axes[0].bar_label(bars, [f"{row['step_over_direct']:.2f}" for row in steps], padding=3)
     axes[0].axvline(1, color="black", ls="--", marker="")
     axes[0].set(xscale="log", xlabel="training step over the direct step (dashed)")
+    axes[0].margins(x=0.1)
     axes[0].invert_yaxis()
     for ax, part, fixed in ((axes[1], "d", "D"), (axes[2], "D", "d")):
         chosen = [row for row in rows if row["part"] == part]

@@ -81,13 +81,13 @@ class SubspaceModel(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The network's output at theta."""
-        return torch.func.functional_call(self.net, self._weights(), args, kwargs, tie_weights=False)
+        return torch.func.functional_call(self.net, self.cut(self.theta()), args, kwargs, tie_weights=False)
 
     def merge(self) -> nn.Module:
         """The network as an ordinary module, with theta written into it as parameters."""
         net = copy.deepcopy(self.net)
         with torch.no_grad():
-            weights = {name: weight.clone() for name, weight in self._weights().items()}
+            weights = {name: weight.clone() for name, weight in self.cut(self.theta()).items()}
         for names in self._trained:
             _put(net, names, nn.Parameter(weights[names[0]]))
         for names in self._frozen:
@@ -137,7 +137,7 @@ class SubspaceModel(nn.Module):
             "theta0_seed": self.theta0_seed,
             "theta0": fingerprint(self.theta0),
             "probe": _probe(self.P),
-            "weights": self._layout(),
+            "weights": self.layout(),
             "checksum": _checksum(tensors),
         }
         metadata = {"format": FILE_FORMAT, "description": json.dumps(description)}
@@ -160,7 +160,7 @@ class SubspaceModel(nn.Module):
         except ValueError as error:
             raise CheckpointError(f"{path} was saved from another architecture: {error}") from None
         model.theta0_seed = about["theta0_seed"]
-        for ours, saved in zip(model._layout(), about["weights"], strict=False):
+        for ours, saved in zip(model.layout(), about["weights"], strict=False):
             if ours != saved:
                 raise CheckpointError(
                     f"{path} was saved from another architecture: it has {saved} where this has {ours}"
@@ -181,12 +181,13 @@ class SubspaceModel(nn.Module):
             raise CheckpointError(f"{path} was saved from another architecture: {error}") from None
         return model
 
-    def _layout(self) -> list[str]:
+    def layout(self) -> list[str]:
+        """Name and shape of every weight that is trained, in the order of theta."""
         return [f"{name} {tuple(shape)}" for name, shape in self._shapes.items()]
 
-    def _weights(self) -> dict[str, Tensor]:
-        """The pieces of theta under every name that the network knows them by."""
-        pieces = self.theta().split([shape.numel() for shape in self._shapes.values()])
+    def cut(self, theta: Tensor) -> dict[str, Tensor]:
+        """The pieces of a theta under every name that the network knows them by."""
+        pieces = theta.split([shape.numel() for shape in self._shapes.values()])
         views = [piece.view(shape) for shape, piece in zip(self._shapes.values(), pieces, strict=True)]
         return {name: view for names, view in zip(self._trained, views, strict=True) for name in names}
 

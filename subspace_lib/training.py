@@ -47,6 +47,8 @@ class History:
         Time of the whole run.
     steps : int
         Optimiser steps taken.
+    diverged : bool
+        Whether ``fit_many`` ended the run because its loss was infinite or not a number; ``fit`` raises instead.
     """
 
     train_loss: list[float] = field(default_factory=list)
@@ -56,6 +58,7 @@ class History:
     test_accuracy: float | None = None
     seconds: float = 0.0
     steps: int = 0
+    diverged: bool = False
 
     @property
     def best_accuracy(self) -> float:
@@ -116,12 +119,12 @@ def fit(
         If the loss becomes infinite or not a number.
     """
     images, labels = data.train
-    _check(epochs, lr, seed, batch_size, patience, len(labels))
+    check_run(epochs, lr, seed, batch_size, patience, len(labels))
     device = images.device
     model.to(device)
     started = time.perf_counter()
     net, optimizer = _prepare(model, optimizer_class, lr)
-    _check_labels(net, data)
+    check_labels(net, data)
     order = torch.Generator().manual_seed(seed)
     history = History()
     best = _State(net, optimizer)
@@ -132,7 +135,7 @@ def fit(
         net.train()
         total = torch.zeros((), device=device)
         for batch in torch.randperm(len(labels), generator=order).to(device).split(batch_size):
-            loss = F.cross_entropy(net(_laid_out(images[batch])), labels[batch])
+            loss = F.cross_entropy(net(laid_out(images[batch])), labels[batch])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -172,7 +175,7 @@ def evaluate(net: nn.Module, images: Tensor, labels: Tensor, batch_size: int = 1
     loss = torch.zeros((), dtype=torch.float64, device=labels.device)
     correct = torch.zeros((), dtype=torch.int64, device=labels.device)
     for x, y in zip(images.split(batch_size), labels.split(batch_size), strict=True):
-        logits = net(_laid_out(x))
+        logits = net(laid_out(x))
         loss += F.cross_entropy(logits, y, reduction="sum")
         correct += (logits.argmax(1) == y).sum()
     net.train(was_training)
@@ -196,9 +199,7 @@ def _prepare(
     model: nn.Module, optimizer_class: Callable[..., torch.optim.Optimizer], lr: float
 ) -> tuple[nn.Module, torch.optim.Optimizer]:
     """The network to run and the optimiser that moves it."""
-    options: dict[str, Any] = {"lr": lr}
-    if optimizer_class in (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD):
-        options["fused"] = True
+    options: dict[str, Any] = {"lr": lr} | fused(optimizer_class)
     if isinstance(model, SubspaceModel):
         return model.train_form(optimizer_class, **options)
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -207,7 +208,12 @@ def _prepare(
     return model, optimizer_class(parameters, **options)
 
 
-def _laid_out(images: Tensor) -> Tensor:
+def fused(optimizer_class: Callable[..., torch.optim.Optimizer]) -> dict[str, bool]:
+    """The keyword that makes an optimiser one operation, where it has one."""
+    return {"fused": True} if optimizer_class in (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD) else {}
+
+
+def laid_out(images: Tensor) -> Tensor:
     """Images with their channels last, in which convolutions on a CPU run up to twice as fast."""
     if images.ndim == 4 and images.device.type == "cpu":
         return images.contiguous(memory_format=torch.channels_last)
@@ -215,10 +221,10 @@ def _laid_out(images: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _check_labels(net: nn.Module, data: Split) -> None:
+def check_labels(net: nn.Module, data: Split) -> None:
     """Refuse labels that the network has no output for; on a GPU they would end the whole process."""
     was_training = net.training
-    classes = net.eval()(_laid_out(data.train[0][:1])).shape[-1]
+    classes = net.eval()(laid_out(data.train[0][:1])).shape[-1]
     net.train(was_training)
     for pair in (data.train, data.val, data.test):
         if pair is not None and not 0 <= int(pair[1].min()) <= int(pair[1].max()) < classes:
@@ -234,7 +240,8 @@ def _validate(net: nn.Module, val: tuple[Tensor, Tensor], history: History) -> N
     history.val_accuracy.append(accuracy)
 
 
-def _check(epochs: int, lr: float, seed: int, batch_size: int, patience: int | None, n: int) -> None:
+def check_run(epochs: int, lr: float, seed: int, batch_size: int, patience: int | None, n: int) -> None:
+    """Refuse numbers that are out of range, for a training set of n images."""
     for label, value in (("epochs", epochs), ("batch_size", batch_size), ("patience", patience)):
         if value is None and label == "patience":
             continue

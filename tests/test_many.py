@@ -1,0 +1,95 @@
+"""fit_many goes the way of fit, run by run."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from subspace_lib import MLP, Data, DivergedError, SubspaceModel, count_parameters, fit, fit_many, make_projection
+
+
+def noisy_classes(n, seed):
+    generator = torch.Generator().manual_seed(seed)
+    y = torch.randint(0, 3, (n,), generator=generator)
+    centres = torch.randn(3, 8, generator=torch.Generator().manual_seed(42))
+    return centres[y] + torch.randn(n, 8, generator=generator), y
+
+
+@pytest.fixture
+def data():
+    return Data(train=noisy_classes(500, 0), val=noisy_classes(300, 1), test=noisy_classes(300, 2))
+
+
+def with_batch_norm(seed):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 3))
+
+
+def convolutional(seed):
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Unflatten(1, (2, 2, 2)), nn.Conv2d(2, 5, 2, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(45, 3)
+    )
+
+
+def models(make, runs):
+    return [
+        SubspaceModel(make(seed), make_projection(name, count_parameters(make(seed)), d, seed))
+        for name, d, seed in runs
+    ]
+
+
+RUNS = [("one_hot", 20, 0), ("one_hot", 40, 1), ("hadamard", 40, 0), ("dense", 3, 2)]
+RATES = [0.02, 0.1, 0.05, 0.05]
+
+
+@pytest.mark.parametrize("make", [with_batch_norm, convolutional])
+@pytest.mark.parametrize("patience", [None, 1])
+def test_same_curves_as_fit(make, patience, data):
+    together, alone = models(make, RUNS), models(make, RUNS)
+    histories = fit_many(together, data, epochs=12, lr=RATES, seed=7, patience=patience)
+    lengths = set()
+    for ours, model, other, rate in zip(histories, together, alone, RATES, strict=True):
+        theirs = fit(other, data, epochs=12, lr=rate, seed=7, patience=patience)
+        assert ours.train_loss == pytest.approx(theirs.train_loss, rel=1e-3)
+        assert ours.val_loss == pytest.approx(theirs.val_loss, rel=1e-3)
+        assert (ours.best_epoch, ours.steps) == (theirs.best_epoch, theirs.steps)
+        assert ours.test_accuracy == pytest.approx(theirs.test_accuracy, abs=0.011)
+        torch.testing.assert_close(model.z, other.z, rtol=1e-2, atol=1e-3)
+        lengths.add(len(ours.train_loss))
+        for name, buffer in other.net.named_buffers():
+            torch.testing.assert_close(model.net.get_buffer(name), buffer, rtol=1e-2, atol=1e-3)
+    if patience and make is convolutional:
+        assert len(lengths) > 1, "some run should stop before the others"
+
+
+def test_one_rate_serves_all_and_no_validation_set_is_needed(data):
+    together, alone = models(with_batch_norm, RUNS[:2]), models(with_batch_norm, RUNS[:2])
+    bare = Data(train=data.train, val=None)
+    for ours, other in zip(fit_many(together, bare, epochs=2, lr=0.05), alone, strict=True):
+        assert ours.train_loss == pytest.approx(fit(other, bare, epochs=2, lr=0.05).train_loss, rel=1e-3)
+        assert ours.val_loss == [] and ours.best_epoch == 2
+
+
+def test_a_run_that_diverges_ends_alone(data):
+    runs = models(with_batch_norm, RUNS[:2])
+    good, bad = fit_many(runs, data, epochs=3, lr=[0.02, 1e30])
+    assert bad.diverged and len(bad.train_loss) == 1 and runs[1].z.isfinite().all()
+    assert not good.diverged and len(good.train_loss) == 3 and math.isfinite(good.train_loss[-1])
+    with pytest.raises(DivergedError):
+        fit(models(with_batch_norm, RUNS[1:2])[0], data, epochs=3, lr=1e30)
+
+
+def test_bad_input(data):
+    with pytest.raises(ValueError, match="got 0 models and 0 learning rates"):
+        fit_many([], data, epochs=1, lr=0.1)
+    with pytest.raises(ValueError, match="got 2 models and 1 learning rates; give one rate, or one a model"):
+        fit_many(models(with_batch_norm, RUNS[:2]), data, epochs=1, lr=[0.1])
+    other = SubspaceModel(MLP(8, 5, classes=3), make_projection("one_hot", count_parameters(MLP(8, 5, classes=3)), 4))
+    with pytest.raises(ValueError, match="the models differ in architecture or type"):
+        fit_many([*models(with_batch_norm, RUNS[:1]), other], data, epochs=1, lr=0.1)
+    with pytest.raises(ValueError, match="labels run from 0 to 2, but the network has 2 outputs"):
+        fit_many([SubspaceModel(nn.Linear(8, 2), make_projection("dense", 18, 4))], data, epochs=1, lr=0.1)
+    with pytest.raises(ValueError, match="lr must be a positive number, got -1"):
+        fit_many(models(with_batch_norm, RUNS[:1]), data, epochs=1, lr=[-1])
