@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from subspace_lib.files import replaced_atomically
+from subspace_lib.memory import keep_freed_memory
 from subspace_lib.models import count_parameters
 from subspace_lib.projections import Projection, from_recipe, has_recipe
 from subspace_lib.projections.base import fingerprint, same_fingerprint
@@ -228,6 +229,7 @@ class SubspaceOptimizer(torch.optim.Optimizer):
         optimizer_class: Callable[..., torch.optim.Optimizer],
         **options: Any,
     ) -> None:
+        keep_freed_memory()
         self._weights = _trainable(net, P)
         self.P = P
         self.theta0 = _flatten(self._weights)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from subspace_lib.memory import keep_freed_memory
 from subspace_lib.subspace import SubspaceModel, SubspaceOptimizer
 
 
@@ -123,6 +124,7 @@ def fit(
     device = images.device
     model.to(device)
     started = time.perf_counter()
+    keep_freed_memory()
     net, optimizer = _prepare(model, optimizer_class, lr)
     check_labels(net, data)
     order = torch.Generator().manual_seed(seed)
