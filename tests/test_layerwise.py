@@ -118,3 +118,14 @@ def test_diagnosis_sees_shared_rows():
     P._keep(P.row_of.view(50, -1)[:1].repeat(50, 1), P.value_by_column.view(50, -1))
     assert diagnose(P)["reach"] == 0.02
     assert diagnose(P)["rank of the sample"] <= 20
+
+
+def test_layerwise_writes_and_pulls_block_by_block():
+    names = [*PROJECTIONS]
+    P = LayerwiseProjection([make_projection(name, 90 + 7 * i, 20, i) for i, name in enumerate(names)])
+    generator = torch.Generator().manual_seed(0)
+    theta0, z = torch.randn(P.D, generator=generator), torch.randn(P.d, generator=generator)
+    out = torch.full((P.D,), math.nan)
+    P.write(theta0, z, out)
+    torch.testing.assert_close(out, theta0 + P.to_dense() @ z, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(P.pull(theta0.clone()), P.to_dense().T @ theta0, rtol=1e-5, atol=1e-5)
