@@ -12,22 +12,19 @@ from subspace_lib.memory import keep_freed_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(20):
-        tensors = [torch.ones(500_000) for _ in range(4)]
+    for _ in range(5):
+        tensors = [torch.ones(2_000_000) for _ in range(6)]
         del tensors
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / 20
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / 5
 
-faults()
-first = faults()
 keep_freed_memory()
 faults()
-print(first, faults())
+print(faults())
 """
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="about glibc's allocator")
-def test_steps_cost_no_page_faults():
+def test_rounds_cost_no_page_faults():
+    # Without help it is thousands, unless something large happened to be freed before.
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
-    before, after = map(float, done.stdout.split())
-    assert before > 500, "without help every step should fetch its pages again"
-    assert after < before / 20
+    assert float(done.stdout) < 50
