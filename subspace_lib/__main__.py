@@ -1,8 +1,9 @@
-"""The command line: `python -m subspace_lib book`, `data` or `benchmark`."""
+"""The command line: `python -m subspace_lib book`, `data`, `benchmark` or `sweep`."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import NoReturn
 
 from subspace_lib.book import DEVICES, build_book
 from subspace_lib.chapters import BookError
+from subspace_lib.profiles import default_device, get_profile
+from subspace_lib.sweep import SweepError
 
 
 class Parser(argparse.ArgumentParser):
@@ -23,7 +26,7 @@ class Parser(argparse.ArgumentParser):
 def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = Parser(prog="python -m subspace_lib", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{book,data,benchmark}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{book,data,benchmark,sweep}")
     book = commands.add_parser("book", help="execute the chapters and build the pages")
     book.add_argument("--profile", default="quick", help="smoke, quick (the default) or full")
     book.add_argument("--device", choices=DEVICES, help="by default the GPU if there is one")
@@ -32,6 +35,12 @@ def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
     benchmark = commands.add_parser("benchmark", help="measure what every projection costs")
     benchmark.add_argument("--device", choices=DEVICES, default="cpu", help="where to measure; by default the CPU")
     benchmark.add_argument("--out", type=Path, default=Path("data/results"), help="folder of the table and the picture")
+    sweep = commands.add_parser("sweep", help="make the runs of an experiment that are not recorded yet")
+    sweep.add_argument("experiments", nargs="+", metavar="EXPERIMENT", help="lr, f1, f2, f3, f4; in this order")
+    sweep.add_argument("--profile", default="full", help="smoke, quick or full (the default)")
+    sweep.add_argument("--device", choices=DEVICES, help="by default the GPU if there is one")
+    sweep.add_argument("--jobs", type=int, help="processes at a time; by default one a core, on a GPU 1")
+    sweep.add_argument("--out", type=Path, default=Path("data"), help="folder of records/ and results/")
     commands.add_parser("data", help="fetch the data sets, and say what is there")
     return parser.parse_args(arguments)
 
@@ -49,8 +58,25 @@ def show_data() -> None:
         print(f"{name}: {kind}; {sizes}; images {tuple(data.train[0].shape[1:])}")
 
 
+def run_sweeps(experiments: list[str], profile: str, device: str | None, jobs: int | None, out: Path) -> None:
+    """Make the runs of each experiment; only full-size runs enter the tables of results/."""
+    from subspace_lib.study import experiment
+    from subspace_lib.sweep import sweep
+
+    device = device or default_device()
+    jobs = jobs if jobs is not None else (1 if device == "cuda" else os.cpu_count() or 1)
+    size = get_profile(profile)
+    for name in experiments:
+        specs = experiment(name, size, out / "results")
+        full = profile == "full"
+        records = out / "records" / (name if full else f"{profile}/{name}")
+        table = (out / "results" if full else records.parent) / f"{name}.jsonl"
+        known = sweep(specs, records, table, device=device, jobs=jobs, require_real=full)
+        print(f"{name}: {sum(spec.key in known for spec in specs)} of {len(specs)} runs in {table.with_suffix('.csv')}")
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command and return its exit code: 0, 1 (a chapter failed), 2 (bad input) or 130 (stopped)."""
+    """Run one command and return its exit code: 0, 1 (a chapter or a run failed), 2 (bad input) or 130 (stopped)."""
     chosen = read_arguments(arguments)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -60,9 +86,11 @@ def main(arguments: list[str] | None = None) -> int:
             from subspace_lib.benchmark import run_benchmark
 
             run_benchmark(chosen.device, chosen.out)
+        elif chosen.command == "sweep":
+            run_sweeps(chosen.experiments, chosen.profile, chosen.device, chosen.jobs, chosen.out)
         else:
             show_data()
-    except BookError as error:
+    except (BookError, SweepError) as error:
         print(error, file=sys.stderr)
         return 1
     except (ValueError, TypeError, OSError, MemoryError) as error:

@@ -1,6 +1,10 @@
-"""Freed memory that stays at hand, so that a training step does not fetch it from the system again."""
+"""Memory: keeping what was freed at hand, and the most that was in use."""
 
 from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Self
 
 import torch
 
@@ -21,3 +25,42 @@ def keep_freed_memory() -> None:
     mallopt(3), M_MMAP_THRESHOLD and M_TRIM_THRESHOLD: both adjust themselves to the blocks that are freed.
     """
     torch.empty(LARGEST, dtype=torch.uint8)
+
+
+class PeakMemory:
+    """The most memory that was in use inside a ``with`` block, beyond what was in use before it.
+
+    On a GPU PyTorch counts it; on Linux the system does, for the whole process.
+
+    Attributes
+    ----------
+    bytes : int or None
+        None where neither counts.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.bytes: int | None = None
+
+    def __enter__(self) -> Self:
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+            self._before = torch.cuda.memory_allocated(self.device)
+        else:
+            with contextlib.suppress(OSError):
+                Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets VmHWM to what is in use now
+            self._before = _most_memory()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        most = torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else _most_memory()
+        self.bytes = most - self._before if most else None
+
+
+def _most_memory() -> int:
+    """The process's largest resident size since the last reset, in bytes; 0 where the system does not tell."""
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return 0
+    return next((1024 * int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")), 0)

@@ -1,0 +1,325 @@
+"""Many runs: each one specification, one record, and no run twice."""
+
+from __future__ import annotations
+
+import functools
+import math
+import subprocess
+import time
+import traceback
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from joblib import Parallel, delayed
+from joblib.externals.loky.process_executor import TerminatedWorkerError
+from torch import nn
+from tqdm import tqdm
+
+from subspace_lib.datasets import Data, load_dataset
+from subspace_lib.files import replaced_atomically
+from subspace_lib.many import fit_many
+from subspace_lib.memory import PeakMemory
+from subspace_lib.models import MLP, LeNet, SmallLeNet, count_parameters
+from subspace_lib.profiles import check_device
+from subspace_lib.projections import LayerwiseProjection, Projection, make_projection
+from subspace_lib.records import Record, Spec, read_records, write_record, write_table
+from subspace_lib.subspace import SubspaceModel
+from subspace_lib.training import DivergedError, History, fit
+
+P_SEED = 1_000_000
+"""P is drawn with this plus the run's seed: with the same seed as theta0 it would repeat theta0's random numbers."""
+
+LARGEST_GROUP = 32
+
+
+class SweepError(Exception):
+    """Some runs failed; the message lists them. All others are recorded."""
+
+
+def sweep(
+    specs: Sequence[Spec],
+    records: Path,
+    table: Path,
+    *,
+    device: str = "cpu",
+    jobs: int = 1,
+    require_real: bool = True,
+) -> dict[str, Record]:
+    """Make the runs that have no record yet, and gather all of an experiment in its table.
+
+    A run is recorded as soon as it ends, so a sweep can be killed at any time, and the next one goes on from there.
+    Several sweeps may share one folder: a run belongs to the first that locks it. Damaged records are put aside and
+    made again.
+
+    Parameters
+    ----------
+    specs : sequence of Spec
+        The runs, made in this order.
+    records : Path
+        Folder of the working records, ``<key>.json`` each; failures as ``<key>.failed``.
+    table : Path
+        The gathered records, ``<experiment>.jsonl``, and the table ``.csv`` beside them.
+    device : str
+        "cpu": processes of one thread each; "cuda": groups of runs in ``fit_many``.
+    jobs : int
+        Processes at a time.
+    require_real : bool
+        Whether a missing data set is an error; else its offline stand-in is used, and named in the record.
+
+    Returns
+    -------
+    dict of str to dict
+        All records of folder and table, by the key of their specification.
+
+    Raises
+    ------
+    SweepError
+        If runs failed; after all others were made.
+    RecordVersionError
+        If there are records of another version.
+    ValueError
+        If the device or the number of jobs is not possible.
+    """
+    check_device(device)
+    if jobs < 1:
+        raise ValueError(f"jobs must be at least 1, got {jobs}")
+    records.mkdir(parents=True, exist_ok=True)
+    failures: dict[str, str] = {}
+    try:
+        known = gather(records, table)
+        missing = [spec for spec in specs if spec.key not in known]
+        work = functools.partial(_attempt, folder=records, device=device, require_real=require_real, commit=_commit())
+        with tqdm(total=len(specs), initial=len(specs) - len(missing), desc=table.stem, unit="run") as bar:
+            for outcome in _in_processes(work, _groups(missing, device), jobs):
+                failures |= outcome
+                bar.update(len(outcome))
+    finally:
+        known = gather(records, table)
+    failures = {key: text for key, text in failures.items() if text}
+    if failures:
+        lines = "\n".join(f"  {key}: {text}" for key, text in sorted(failures.items()))
+        raise SweepError(f"{len(failures)} of {len(specs)} runs failed (see {records}/*.failed):\n{lines}")
+    return known
+
+
+def gather(records: Path, table: Path) -> dict[str, Record]:
+    """Bring working records and table together; say which are damaged, and put these aside."""
+    with FileLock(records / "table.lock"):
+        known, damaged = read_records(records, table)
+        for message in damaged:
+            tqdm.write(f"{message}; it is set aside as *.damaged, and the run is made again")
+        if known:
+            write_table(table, known.values())
+    return known
+
+
+def run(specs: Sequence[Spec], data: Data) -> list[dict[str, Any]]:
+    """Make one run, or several of one network side by side, and say what came out.
+
+    Runs of one seed begin at the same theta0 and see the same batches, whatever their P.
+
+    Parameters
+    ----------
+    specs : sequence of Spec
+        If more than one, of subspaces of one network that differ in P, d and lr alone.
+    data : Data
+        On the device to train on; limited here to the images that the specification allows.
+
+    Returns
+    -------
+    list of dict
+        One result for each: numbers, curves, and where they were measured.
+    """
+    first = specs[0]
+    data = data.limit(first.train_images, first.val_images)
+    device = data.train[0].device
+    options: dict[str, Any] = {
+        "epochs": first.epochs,
+        "seed": first.seed,
+        "batch_size": first.batch_size,
+        "patience": first.patience,
+    }
+    with PeakMemory(device) as memory:
+        models = [make_model(spec, data) for spec in specs]
+        if len(specs) == 1:
+            try:
+                histories = [fit(models[0], data, lr=first.lr, **options)]
+            except DivergedError as error:
+                histories = [replace(error.history, diverged=True)]
+        else:
+            subspaces = [model for model in models if isinstance(model, SubspaceModel)]
+            histories = fit_many(subspaces, data, lr=[spec.lr for spec in specs], **options)
+    place = {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "torch": torch.__version__,
+        "dataset": data.name,
+        "peak_bytes": memory.bytes,
+    }
+    return [_result(model, history, len(specs)) | place for model, history in zip(models, histories, strict=True)]
+
+
+def make_model(spec: Spec, data: Data) -> nn.Module:
+    """The network of a specification on the device of the data, or its subspace; theta0 depends on the seed alone."""
+    device = data.train[0].device
+
+    def network() -> nn.Module:
+        channels = data.shape[0]
+        if spec.model == "mlp":
+            return MLP(data.shape.numel(), **spec.model_options)
+        if spec.model == "lenet":
+            return LeNet(channels, **spec.model_options)
+        if spec.model == "small_lenet":
+            return SmallLeNet(channels, **spec.model_options)
+        raise ValueError(f"unknown model {spec.model!r}; choose one of: mlp, lenet, small_lenet")
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(spec.seed)
+        net = network()
+    if spec.projection == "none":
+        return net.to(device)
+    return SubspaceModel(net, _make_projection(spec, net)).to(device)
+
+
+def _make_projection(spec: Spec, net: nn.Module) -> Projection:
+    """P of a specification; with the option ``split``, one block a layer, of these dimensions."""
+    options = dict(spec.options)
+    split = options.pop("split", None)
+    if split is None:
+        D = count_parameters(net)
+        return make_projection(spec.projection, D, spec.d or D, P_SEED + spec.seed, **options)
+    layers = [sum(p.numel() for p in layer.parameters(recurse=False)) for layer in net.modules()]
+    sizes = [size for size in layers if size]
+    if len(split) != len(sizes) or sum(split) != spec.d:
+        raise ValueError(f"a split of d = {spec.d} over {len(sizes)} layers was expected, got {split}")
+    seeds = (P_SEED + spec.seed) * len(sizes)
+    blocks = [
+        make_projection(spec.projection, D, d, seeds + layer, **options)
+        for layer, (D, d) in enumerate(zip(sizes, split, strict=True))
+    ]
+    return LayerwiseProjection(blocks)
+
+
+def _result(model: nn.Module, history: History, together: int) -> dict[str, Any]:
+    D = len(model.theta0) if isinstance(model, SubspaceModel) else count_parameters(model)
+    best = history.best_epoch
+    return {
+        "D": D,
+        "d": model.P.d if isinstance(model, SubspaceModel) else D,
+        "train_loss": _finite(history.train_loss),
+        "val_loss_curve": _finite(history.val_loss),
+        "val_accuracy_curve": history.val_accuracy,
+        "best_epoch": best,
+        "epochs_run": len(history.train_loss),
+        "val_accuracy": history.val_accuracy[best] if history.val_accuracy else None,
+        "val_loss": _finite(history.val_loss[best : best + 1] or [None])[0],
+        "test_accuracy": history.test_accuracy,
+        "diverged": history.diverged,
+        "steps": history.steps,
+        "seconds": round(history.seconds / together, 3),
+        "step_ms": round(1000 * history.seconds / together / history.steps, 4) if history.steps else None,
+        "together": together,
+    }
+
+
+def _finite(numbers: Sequence[float | None]) -> list[float | None]:
+    return [number if number is not None and math.isfinite(number) else None for number in numbers]
+
+
+def _attempt(group: Sequence[Spec], *, folder: Path, device: str, require_real: bool, commit: str) -> dict[str, str]:
+    """Make the runs of a group that nobody else makes; give what went wrong with each, "" if nothing did."""
+    if device == "cpu":
+        torch.set_num_threads(1)
+    outcome = dict.fromkeys((spec.key for spec in group), "")
+    with ExitStack() as locks:
+        mine = [spec for spec in group if _claim(spec, folder, locks)]
+        if not mine:
+            return outcome
+        try:
+            results = run(mine, _dataset(mine[0].dataset, device, require_real))
+            for spec, result in zip(mine, results, strict=True):
+                written = {"commit": commit, "date": datetime.now(UTC).isoformat(timespec="seconds")}
+                record = {"spec": asdict(spec), "result": result | written}
+                write_record(folder / f"{spec.key}.json", record)
+                (folder / f"{spec.key}.failed").unlink(missing_ok=True)
+        except Exception as error:
+            for spec in mine:
+                if not (folder / f"{spec.key}.json").exists():
+                    outcome[spec.key] = f"{type(error).__name__}: {error}".splitlines()[0]
+                    _note_failure(folder / f"{spec.key}.failed", spec)
+    return outcome
+
+
+def _note_failure(path: Path, spec: Spec) -> None:
+    try:
+        with replaced_atomically(path) as temporary:
+            temporary.write_text(f"{spec}\n\n{traceback.format_exc()}", encoding="utf-8")
+    except OSError as error:
+        tqdm.write(f"the failure of {spec.key} could not be written down: {error}")
+
+
+def _claim(spec: Spec, folder: Path, locks: ExitStack) -> bool:
+    """Lock a run, unless somebody else has; whether it is still to be made."""
+    try:
+        locks.enter_context(FileLock(folder / f"{spec.key}.lock").acquire(timeout=0))
+    except Timeout:
+        return False
+    return not (folder / f"{spec.key}.json").exists()
+
+
+@functools.lru_cache(maxsize=2)
+def _dataset(name: str, device: str, require_real: bool) -> Data:
+    return load_dataset(name, device=device, require_real=require_real)
+
+
+def _groups(specs: Sequence[Spec], device: str) -> list[list[Spec]]:
+    """Runs that are made together: one at a time on a CPU; on a GPU subspaces of one network, seed and schedule."""
+    if device == "cpu":
+        return [[spec] for spec in specs]
+    groups: dict[str, list[Spec]] = defaultdict(list)
+    for spec in specs:
+        alike = replace(spec, projection="", options={}, d=None, lr=1.0)
+        groups[spec.key if spec.projection == "none" else alike.key].append(spec)
+    return [
+        group[start : start + LARGEST_GROUP]
+        for group in groups.values()
+        for start in range(0, len(group), LARGEST_GROUP)
+    ]
+
+
+def _in_processes(
+    work: Callable[[Sequence[Spec]], dict[str, str]], groups: Sequence[list[Spec]], jobs: int
+) -> Iterator[dict[str, str]]:
+    """Outcomes as they come; a process that dies takes its own run with it, and the others are made all the same."""
+    todo = list(groups)
+    while todo:
+        before = len(todo)
+        try:
+            for outcome in Parallel(n_jobs=jobs, return_as="generator_unordered")(delayed(work)(g) for g in todo):
+                todo = [group for group in todo if group[0].key not in outcome]
+                yield outcome
+            return
+        except TerminatedWorkerError:
+            if len(todo) == before:
+                yield {spec.key: "its process died" for group in todo for spec in group}
+                return
+            tqdm.write("a process died (killed, or out of memory); going on with the runs that are left")
+            time.sleep(1)
+
+
+def _commit() -> str:
+    """What git says of the library's checkout, or "unknown"."""
+    folder = Path(__file__).resolve().parent
+    try:
+        asked = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--exclude=*"], cwd=folder, capture_output=True, text=True
+        )
+    except OSError:
+        return "unknown"
+    return asked.stdout.strip() or "unknown"
