@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -215,7 +215,7 @@ def _row(record: Record) -> dict[str, Any]:
     return {column: known.get(column) if known.get(column) not in ({}, None) else "" for column in COLUMNS}
 
 
-def _order(record: Record) -> Sequence[Any]:
+def _order(record: Record) -> tuple[Any, ...]:
     spec = record["spec"]
     options = json.dumps([spec["options"], spec["model_options"]], sort_keys=True)
     d = record["result"]["d"]
