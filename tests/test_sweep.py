@@ -1,0 +1,349 @@
+"""Sweeps survive what befalls them: kills, company, damaged records, failing writes, runs that diverge."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from subspace_lib import MLP, Data, SubspaceModel, evaluate, fit, make_projection, sweep
+from subspace_lib.__main__ import main
+from subspace_lib.profiles import get_profile
+from subspace_lib.records import (
+    COLUMNS,
+    DamagedRecordError,
+    RecordVersionError,
+    Spec,
+    curves,
+    read_record,
+    read_records,
+    results,
+    write_record,
+)
+from subspace_lib.study import EXPERIMENTS, chosen_rate, experiment
+from subspace_lib.sweep import P_SEED, SweepError, make_model, run
+
+SPEC = Spec(
+    "test",
+    "mnist",
+    "mlp",
+    d=5,
+    seed=0,
+    lr=0.03,
+    epochs=2,
+    projection="one_hot",
+    model_options={"hidden": 4},
+    batch_size=32,
+)
+SPECS = [replace(SPEC, d=d, seed=seed) for seed in (0, 1) for d in (2, 5, 9)]
+SCRIPT = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import test_sweep
+folder = Path(sys.argv[2])
+test_sweep.use_small_data()
+original = test_sweep.sweep.run
+def logged(specs, data):
+    import time
+    time.sleep(float(sys.argv[3]))
+    with (folder / "log").open("a") as log:
+        log.write("".join(spec.key + chr(10) for spec in specs))
+    return original(specs, data)
+test_sweep.sweep.run = logged
+test_sweep.sweep.sweep(test_sweep.SPECS, folder / "records", folder / "test.jsonl")
+"""
+
+
+def small_data(images=96):
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(images) % 10
+    pictures = torch.randn(images, 1, 28, 28, generator=generator)
+    pictures[:, 0, 0] += 3 * torch.nn.functional.one_hot(labels, 28)
+    pair = (pictures, labels)
+    return Data(train=pair, val=(pictures[:32], labels[:32]), test=(pictures[-40:], labels[-40:]), name="mnist")
+
+
+def use_small_data():
+    sweep._dataset = lambda name, device, require_real: small_data()
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep, "_dataset", lambda name, device, require_real: small_data())
+    return tmp_path
+
+
+def go(folder, specs=None):
+    return sweep.sweep(SPECS if specs is None else specs, folder / "records", folder / "test.jsonl")
+
+
+def test_the_key_names_every_field_and_does_not_change():
+    assert Spec(**asdict(SPEC)).key == SPEC.key == "14664479ee38cc6a"
+    changed = [
+        replace(SPEC, seed=1),
+        replace(SPEC, d=6),
+        replace(SPEC, lr=0.1),
+        replace(SPEC, options={"density": 0.1}),
+    ]
+    assert len({spec.key for spec in [SPEC, *changed]}) == 5
+
+
+def test_a_record_is_the_run_that_fit_makes():
+    data = small_data()
+    [result] = run([SPEC], data)
+    torch.manual_seed(0)
+    model = SubspaceModel(MLP(784, 4), make_projection("one_hot", 3190, 5, P_SEED))
+    history = fit(model, data, epochs=2, lr=0.03, seed=0, batch_size=32)
+    assert result["train_loss"] == history.train_loss
+    assert result["val_loss_curve"] == history.val_loss
+    assert result["test_accuracy"] == history.test_accuracy == evaluate(model, *data.test)[1]
+    assert (result["D"], result["d"], result["steps"], result["epochs_run"]) == (3190, 5, 6, 2)
+    assert result["val_accuracy"] == result["val_accuracy_curve"][result["best_epoch"]]
+    assert result["val_loss"] == min(result["val_loss_curve"])
+
+
+def test_runs_of_one_seed_share_theta0_and_not_its_random_numbers():
+    data = small_data()
+    models = [
+        make_model(replace(SPEC, d=d, projection=family), data) for d in (3, 7) for family in ("dense", "one_hot")
+    ]
+    direct = torch.cat([p.detach().flatten() for p in make_model(replace(SPEC, projection="none"), data).parameters()])
+    for model in models:
+        torch.testing.assert_close(model.theta0, direct, rtol=0, atol=0)
+        column = model.P(torch.eye(model.P.d))[0]
+        assert abs(torch.corrcoef(torch.stack([column, direct]))[0, 1]) < 0.1
+    torch.testing.assert_close(models[2].P.to_dense()[:, :3], models[0].P.to_dense())  # nested subspaces
+
+
+def test_a_group_gives_the_same_as_run_by_run():
+    specs = [replace(SPEC, d=d, lr=lr) for d, lr in ((3, 0.03), (8, 0.01))]
+    data = small_data()
+    together = run(specs, data)
+    for spec, both in zip(specs, together, strict=True):
+        [alone] = run([spec], data)
+        assert both["val_loss_curve"] == pytest.approx(alone["val_loss_curve"], rel=1e-4)
+        assert (both["d"], both["best_epoch"], both["together"]) == (alone["d"], alone["best_epoch"], 2)
+    direct = replace(SPEC, projection="none", d=None)
+    groups = sweep._groups([direct, *specs, replace(specs[0], seed=1), replace(direct, seed=1)], "cuda")
+    assert [len(group) for group in groups] == [1, 2, 1, 1]
+
+
+def test_a_split_gives_each_layer_its_dimensions():
+    spec = replace(SPEC, projection="dense", d=9, options={"split": [6, 3]})
+    model = make_model(spec, small_data())
+    assert [(P.D, P.d) for P in model.P.blocks] == [(3140, 6), (50, 3)]
+    with pytest.raises(ValueError, match=r"split of d = 9 over 2 layers was expected, got \[6, 2\]"):
+        make_model(replace(spec, options={"split": [6, 2]}), small_data())
+
+
+def test_a_sweep_runs_once_and_its_table_says_all(folder):
+    first = go(folder)
+    files = {path: path.stat().st_mtime_ns for path in (folder / "records").glob("*.json")}
+    assert {path.stem for path in files} == set(first) == {spec.key for spec in SPECS}
+    assert go(folder) == first
+    assert {path: path.stat().st_mtime_ns for path in files} == files
+    with (folder / "test.csv").open() as file:
+        assert tuple(next(csv.reader(file))) == COLUMNS
+    rows = results("test", folder)
+    assert [row["d"] for row in rows] == [2, 2, 5, 5, 9, 9]
+    assert all(row["D"] == 3190 and row["dataset"] == "mnist" and row["device"] == "cpu" for row in rows)
+    assert {row["step_ms"] > 0 and row["peak_bytes"] >= 0 for row in rows} == {True}
+    assert [len(record["result"]["val_loss_curve"]) for record in curves("test", folder)] == [3] * 6
+    for path in files:
+        path.unlink()
+    assert go(folder).keys() == first.keys()  # the table alone is enough
+    assert not list((folder / "records").glob("*.json"))
+
+
+def start(folder, pause):
+    here = str(Path(__file__).parent)
+    return subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, here, str(folder), str(pause)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+
+
+def test_a_sweep_that_is_killed_goes_on_where_it_stood(tmp_path):
+    process = start(tmp_path, 0.3)
+    while len(list((tmp_path / "records").glob("*.json"))) < 2:
+        assert process.poll() is None, process.stdout.read().decode()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    kept = {path.name: path.read_bytes() for path in (tmp_path / "records").glob("*.json")}
+    assert 2 <= len(kept) < len(SPECS)
+    assert start(tmp_path, 0).wait() == 0
+    for name, content in kept.items():
+        assert (tmp_path / "records" / name).read_bytes() == content
+    assert sorted(row["d"] for row in results("test", tmp_path)) == [2, 2, 5, 5, 9, 9]
+
+
+def test_two_sweeps_over_one_folder_share_the_work(tmp_path):
+    both = [start(tmp_path, 0.2), start(tmp_path, 0.2)]
+    assert [process.wait() for process in both] == [0, 0]
+    made = (tmp_path / "log").read_text().split()
+    assert sorted(made) == sorted(spec.key for spec in SPECS)
+    assert len(results("test", tmp_path)) == len(SPECS)
+
+
+@pytest.mark.parametrize("harm", ["truncated", "edited", "emptied", "not ours"])
+def test_a_damaged_record_is_named_kept_and_made_again(folder, harm, capsys):
+    first = go(folder)
+    (folder / "test.jsonl").unlink()
+    path = folder / "records" / f"{SPECS[1].key}.json"
+    text = path.read_text()
+    number = first[SPECS[1].key]["result"]["val_accuracy"]
+    harmed = {
+        "truncated": text[: len(text) // 2],
+        "edited": text.replace(f'"val_accuracy":{number}', '"val_accuracy":0.99'),
+        "emptied": "",
+        "not ours": "[1, 2]",
+    }[harm]
+    assert harmed != text
+    path.write_text(harmed)
+    again = go(folder)
+    assert str(path) in capsys.readouterr().out
+    assert path.with_name(path.name + ".damaged").read_text() == harmed
+    assert again[SPECS[1].key]["result"]["val_loss_curve"] == first[SPECS[1].key]["result"]["val_loss_curve"]
+
+
+def test_a_damaged_line_of_the_table_is_named_and_made_again(folder, capsys):
+    first = go(folder)
+    for path in (folder / "records").glob("*.json"):
+        path.unlink()
+    table = folder / "test.jsonl"
+    lines = table.read_text().splitlines()
+    table.write_text("\n".join([*lines[:3], lines[3].replace('"seed":1', '"seed":7'), *lines[4:]]) + "\n")
+    assert go(folder).keys() == first.keys()
+    assert "test.jsonl, line 4, was changed after it was written" in capsys.readouterr().out
+    assert '"seed":7' in table.with_name("test.jsonl.damaged").read_text()
+    assert len(list((folder / "records").glob("*.json"))) == 1
+
+
+def test_a_record_of_another_version_is_refused(folder):
+    go(folder, SPECS[:1])
+    path = folder / "records" / f"{SPECS[0].key}.json"
+    path.write_text(path.read_text().replace('"version":1', '"version":99'))
+    with pytest.raises(RecordVersionError, match="version 99, and this library reads version 1"):
+        go(folder, SPECS[:2])
+    assert path.exists()
+
+
+def test_a_run_that_diverges_is_recorded_as_such(folder):
+    wild = replace(SPECS[0], lr=1e30, epochs=3)
+    known = go(folder, [wild])
+    assert known[wild.key]["result"]["diverged"] is True
+    [row] = results("test", folder)
+    assert row["diverged"] == "True"
+    assert all(value is None or value == value for value in known[wild.key]["result"]["val_loss_curve"])
+    assert "NaN" not in (folder / "test.jsonl").read_text()
+    assert go(folder, [wild]) == known
+
+
+def test_failures_are_listed_and_do_not_stop_the_others(folder):
+    bad = replace(SPECS[0], d=10**6)
+    with pytest.raises(SweepError, match=rf"1 of 3 runs failed.*\n  {bad.key}: ValueError: .*1000000"):
+        go(folder, [SPECS[0], bad, SPECS[1]])
+    assert len(results("test", folder)) == 2
+    assert "Traceback" in (folder / "records" / f"{bad.key}.failed").read_text()
+
+
+def test_a_write_that_fails_is_a_failure_of_that_run_alone(folder, monkeypatch):
+    original = sweep.write_record
+
+    def full_disk(path, record):
+        if record["spec"]["d"] == 5:
+            raise OSError(28, "No space left on device")
+        original(path, record)
+
+    monkeypatch.setattr(sweep, "write_record", full_disk)
+    with pytest.raises(SweepError, match="2 of 6 runs failed"):
+        go(folder)
+    assert len(results("test", folder)) == 4
+    monkeypatch.setattr(sweep, "write_record", original)
+    assert len(go(folder)) == 6
+    assert not list((folder / "records").glob("*.failed"))
+    assert not [path for path in (folder / "records").iterdir() if path.name.startswith(".")]
+
+
+def test_a_process_that_dies_takes_no_other_run_with_it(tmp_path):
+    groups = [[replace(SPEC, seed=seed)] for seed in range(5)]
+    outcomes = {}
+    for outcome in sweep._in_processes(Deadly(tmp_path / "died"), groups, jobs=2):
+        outcomes |= outcome
+    assert outcomes == {spec.key: "" for [spec] in groups}
+
+
+class Deadly:
+    """Kills its process the first time it meets seed 2."""
+
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __call__(self, group):
+        if group[0].seed == 2 and not self.mark.exists():
+            self.mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return {group[0].key: ""}
+
+
+def test_records_survive_a_round_trip(tmp_path):
+    record = {"spec": asdict(SPEC), "result": {"d": 5, "val_loss": 0.1 + 0.2}}
+    write_record(tmp_path / "a.json", record)
+    text = (tmp_path / "a.json").read_text()
+    assert read_record(text, "a.json") == record | {"version": 1}
+    with pytest.raises(DamagedRecordError, match="a.json is not a whole record"):
+        read_record(text[:-1], "a.json")
+    assert json.loads(text)["result"]["val_loss"] == 0.1 + 0.2
+    known, damaged = read_records(tmp_path, tmp_path / "none.jsonl")
+    assert (list(known), damaged) == ([SPEC.key], [])
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_has_three_seeds_a_point_and_no_run_twice(name):
+    specs = experiment(name, get_profile("full"))
+    assert len({spec.key for spec in specs}) == len(specs)
+    assert {spec.experiment for spec in specs} == {name}
+    seeds = {}
+    for spec in specs:
+        seeds.setdefault(replace(spec, seed=0).key, set()).add(spec.seed)
+    assert all(len(found) >= (1 if name == "lr" else 3) for found in seeds.values())
+    assert [spec.seed for spec in specs] == sorted(spec.seed for spec in specs)
+
+
+def test_the_learning_rate_is_the_one_of_lowest_validation_loss(tmp_path):
+    lines = ["dataset,model,projection,lr,val_loss"]
+    lines += [f"mnist,mlp,hadamard,{lr},{loss}" for lr, loss in ((0.01, 0.5), (0.03, 0.4), (0.1, ""))]
+    lines += [f"mnist,mlp,hadamard,{lr},{loss}" for lr, loss in ((0.01, 0.2), (0.03, 0.2), (0.1, 0.1))]
+    (tmp_path / "lr.csv").write_text("\n".join([*lines, "mnist,mlp,none,0.001,0.1"]) + "\n")
+    assert chosen_rate("mnist", "mlp", True, tmp_path) == 0.03
+    assert chosen_rate("mnist", "mlp", False, tmp_path) == 0.001
+    with pytest.raises(ValueError, match="no learning rate has been chosen for lenet on mnist; run"):
+        chosen_rate("mnist", "lenet", True, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["f99"], "unknown experiment 'f99'; choose one of: lr, f1"),
+        (["lr", "--profile", "huge"], "unknown profile 'huge'"),
+        (["lr", "--jobs", "0"], "jobs must be at least 1, got 0"),
+        (["f1"], "run `python -m subspace_lib sweep lr` first"),
+        ([], "the following arguments are required: EXPERIMENT"),
+    ],
+)
+def test_bad_requests_end_on_one_line(arguments, message, tmp_path, capsys):
+    try:
+        code = main(["sweep", *arguments, "--out", str(tmp_path)])
+    except SystemExit as stopped:
+        code = stopped.code
+    printed = capsys.readouterr().err
+    assert (code, len(printed.splitlines())) == (2, 1)
+    assert message in printed
