@@ -2,6 +2,7 @@
 
 from subspace_lib.datasets import Data, load_dataset
 from subspace_lib.diagnostics import diagnose
+from subspace_lib.intrinsic import intrinsic_dimension, search_intrinsic_dimension
 from subspace_lib.many import fit_many
 from subspace_lib.models import MLP, LeNet, SmallLeNet, ToyProblem, count_parameters
 from subspace_lib.profiles import PROFILES, default_device, get_profile
@@ -33,7 +34,9 @@ __all__ = [
     "fit",
     "fit_many",
     "get_profile",
+    "intrinsic_dimension",
     "load_dataset",
     "make_projection",
+    "search_intrinsic_dimension",
     "split_budget",
 ]

@@ -4,7 +4,175 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+SEEDS_OF_AN_INTERVAL = 5
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """An intrinsic dimension and how well it is known.
+
+    Attributes
+    ----------
+    d90 : float
+        Where the isotonic fit of the curve reaches the level; infinity, if it never does.
+    low, high : float
+        Its 95% bootstrap interval over seeds, the baseline's included; or the smallest and largest of the single
+        seeds, where there are fewer than five.
+    kind : str
+        "interval" or "range", as the two above.
+    baseline, level : float
+        Mean of the baseline, and the share of it that was asked for.
+    bracketed : bool
+        Whether the curve lies on both sides of the level; if not, d90 is an end of the grid, or infinity.
+    curve : dict of int to float
+        The isotonic fit: the mean at each d, made increasing.
+    """
+
+    d90: float
+    low: float
+    high: float
+    kind: str
+    baseline: float
+    level: float
+    bracketed: bool
+    curve: dict[int, float]
+
+
+def intrinsic_dimension(
+    curve: Mapping[int, Sequence[float]], baseline: Sequence[float] | float, share: float = 0.9, seed: int = 0
+) -> Estimate:
+    """The smallest d that reaches a share of the baseline, from runs over several d and seeds.
+
+    Parameters
+    ----------
+    curve : mapping of int to sequence of float
+        Performance at each d, one number a seed, all in the same order of seeds.
+    baseline : sequence of float, or float
+        Performance of direct training with each of these seeds: the network's own baseline. A single number is a
+        fixed one, without spread.
+    share : float
+        0.9 for d_int90.
+    seed : int
+        Of the bootstrap.
+
+    Returns
+    -------
+    Estimate
+
+    Raises
+    ------
+    ValueError
+        If there is no run, a number is NaN, or the share is not positive.
+
+    References
+    ----------
+    Li et al. (2018), *Measuring the Intrinsic Dimension of Objective Landscapes*, section 2 (d_int90).
+    """
+    own = [float(baseline)] if isinstance(baseline, int | float) else [float(value) for value in baseline]
+    values = {d: [float(value) for value in curve[d]] for d in sorted(curve)}
+    if not values or not own or not all(values.values()):
+        raise ValueError("an intrinsic dimension needs a baseline and at least one run at each d; some have none")
+    if any(math.isnan(value) for value in itertools.chain(own, *values.values())):
+        raise ValueError("the performance of some run is NaN; leave such runs out, or count them as 0")
+    if not (share > 0 and math.isfinite(share)):
+        raise ValueError(f"share must be a positive number, 0.9 for d_int90, got {share}")
+
+    def crossing_of(chosen: Sequence[int]) -> tuple[float, dict[int, float]]:
+        means = {d: float(np.mean([row[i % len(row)] for i in chosen])) for d, row in values.items()}
+        fitted = increasing(means, {d: len(row) for d, row in values.items()})
+        return crossing(fitted, share * float(np.mean([own[i % len(own)] for i in chosen]))), fitted
+
+    means = {d: float(np.mean(row)) for d, row in values.items()}
+    fitted = increasing(means, {d: len(row) for d, row in values.items()})
+    level = share * float(np.mean(own))
+    d90 = crossing(fitted, level)
+    ends = list(fitted.values())
+    around = [d for d in values if d <= d90][-1:] + [d for d in values if d >= d90][:1]
+    seeds = min([len(values[d]) for d in around] + ([len(own)] if len(own) > 1 else []))
+    if seeds >= SEEDS_OF_AN_INTERVAL:
+        draws = np.random.default_rng(seed).integers(seeds, size=(RESAMPLES, seeds))
+        found = [crossing_of(draw)[0] for draw in draws.tolist()]
+        low, high = np.quantile(found, [0.025, 0.975], method="inverted_cdf")
+    else:
+        found = [crossing_of([i])[0] for i in range(seeds)]
+        low, high = min(found), max(found)
+    kind = "interval" if seeds >= SEEDS_OF_AN_INTERVAL else "range"
+    bracketed = ends[0] < level <= ends[-1]
+    return Estimate(d90, float(low), float(high), kind, float(np.mean(own)), level, bracketed, fitted)
+
+
+def search_intrinsic_dimension(
+    performance: Callable[[int, int], float],
+    baseline: Sequence[float] | float,
+    start: int,
+    largest: int,
+    seeds: int = 5,
+    share: float = 0.9,
+    tolerance: float = 0.1,
+) -> Estimate:
+    """Find an intrinsic dimension with few runs: bracket it by doubling, then halve the bracket on log d.
+
+    Parameters
+    ----------
+    performance : callable
+        ``performance(d, seed)``: trains once and gives the performance.
+    baseline, share
+        As for ``intrinsic_dimension``.
+    start, largest : int
+        Where the search begins, and the largest d that it may try: at most D.
+    seeds : int
+        Runs at each d, with seeds 0, 1, ...
+    tolerance : float
+        The search ends when the bracket's ends differ by less than this share.
+
+    Returns
+    -------
+    Estimate
+        With ``bracketed`` False, if even ``largest`` falls short of the level.
+
+    Raises
+    ------
+    ValueError
+        If a number is out of range.
+    """
+    if not 1 <= start <= largest:
+        raise ValueError(f"start must lie in 1..{largest} (the largest d), got {start}")
+    if seeds < 1 or not tolerance > 0:
+        raise ValueError(f"seeds and tolerance must be positive, got {seeds} and {tolerance}")
+    level = share * float(np.mean(baseline))
+    curve: dict[int, list[float]] = {}
+
+    def reaches(d: int) -> bool:
+        if d not in curve:
+            curve[d] = [performance(d, seed) for seed in range(seeds)]
+        return float(np.mean(curve[d])) >= level
+
+    below, above = start, start
+    while not reaches(above) and above < largest:
+        below, above = above, min(2 * above, largest)
+    while reaches(below) and below > 1:
+        below, above = max(1, below // 2), below
+    while above - below > 1 and above > (1 + tolerance) * below and reaches(above):
+        middle = min(max(round(math.sqrt(below * above)), below + 1), above - 1)
+        below, above = (below, middle) if reaches(middle) else (middle, above)
+    return intrinsic_dimension(curve, baseline, share)
+
+
+def increasing(means: Mapping[int, float], weights: Mapping[int, float]) -> dict[int, float]:
+    """The increasing curve nearest to the means in weighted squares: neighbours that fall are pooled."""
+    pools: list[tuple[float, float, list[int]]] = []
+    for d in sorted(means):
+        pools.append((means[d], weights[d], [d]))
+        while len(pools) > 1 and pools[-2][0] > pools[-1][0]:
+            (a, m, left), (b, n, right) = pools[-2:]
+            pools[-2:] = [((a * m + b * n) / (m + n), m + n, left + right)]
+    return {d: mean for mean, _, members in pools for d in members}
 
 
 def crossing(accuracy: Mapping[int, float], level: float) -> float:
