@@ -36,7 +36,7 @@ def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
     benchmark.add_argument("--device", choices=DEVICES, default="cpu", help="where to measure; by default the CPU")
     benchmark.add_argument("--out", type=Path, default=Path("data/results"), help="folder of the table and the picture")
     sweep = commands.add_parser("sweep", help="make the runs of an experiment that are not recorded yet")
-    sweep.add_argument("experiments", nargs="+", metavar="EXPERIMENT", help="lr, f1, f2, f3, f4; in this order")
+    sweep.add_argument("experiments", nargs="+", metavar="EXPERIMENT", help="as f3; `all` is the whole study")
     sweep.add_argument("--profile", default="full", help="smoke, quick or full (the default)")
     sweep.add_argument("--device", choices=DEVICES, help="by default the GPU if there is one")
     sweep.add_argument("--jobs", type=int, help="processes at a time; by default one a core, on a GPU 1")
@@ -60,13 +60,13 @@ def show_data() -> None:
 
 def run_sweeps(experiments: list[str], profile: str, device: str | None, jobs: int | None, out: Path) -> None:
     """Make the runs of each experiment; only full-size runs enter the tables of results/."""
-    from subspace_lib.study import experiment
+    from subspace_lib.study import EXPERIMENTS, experiment
     from subspace_lib.sweep import sweep
 
     device = device or default_device()
     jobs = jobs if jobs is not None else (1 if device == "cuda" else os.cpu_count() or 1)
     size = get_profile(profile)
-    for name in experiments:
+    for name in EXPERIMENTS if experiments == ["all"] else experiments:
         specs = experiment(name, size, out / "results")
         full = profile == "full"
         records = out / "records" / (name if full else f"{profile}/{name}")

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from subspace_lib.models import SmallLeNet, count_parameters
 from subspace_lib.profiles import Profile
-from subspace_lib.records import DATA, Spec, results
+from subspace_lib.records import DATA, Spec, published, results
+from subspace_lib.restated import RESTATED
 
+STUDY_RATE = 1e-3
 RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 TUNING_EPOCHS = 8
 TASKS = {"f1": ("mnist", "mlp"), "f2": ("cifar10", "mlp"), "f3": ("mnist", "lenet"), "f4": ("cifar10", "lenet")}
@@ -59,21 +63,24 @@ def experiment(name: str, profile: Profile, folder: Path = DATA / "results") -> 
 
 
 def chosen_rate(dataset: str, model: str, projected: bool, folder: Path = DATA / "results") -> float:
-    """The learning rate of a task: the one of ``RATES`` with the lowest mean validation loss in experiment "lr".
+    """The learning rate of a task: the one of ``RATES`` with the lowest mean validation loss in experiment "lr",
+    for small networks "lr_small".
 
     Raises
     ------
     ValueError
-        If "lr" has not been run for this task.
+        If that has not been run for this task.
     """
     losses: dict[float, list[float]] = {}
-    for row in results("lr", folder):
+    for row in results("lr", folder) + results("lr_small", folder):
         if (row["dataset"], row["model"], row["projection"] != "none") == (dataset, model, projected):
             loss = row["val_loss"]
             losses.setdefault(row["lr"], []).append(loss if isinstance(loss, float) else float("inf"))
     if not losses:
+        tuning = "lr_small" if model == "small_lenet" else "lr"
         raise ValueError(
-            f"no learning rate has been chosen for {model} on {dataset}; run `python -m subspace_lib sweep lr` first"
+            f"no learning rate has been chosen for {model} on {dataset}; "
+            f"run `python -m subspace_lib sweep {tuning}` first"
         )
     return min(losses, key=lambda rate: sum(losses[rate]) / len(losses[rate]))
 
@@ -97,6 +104,15 @@ def _rates(_: str, __: Path) -> Settings:
                 yield common | {"d": d, "projection": "hadamard"}
 
 
+def _small_rates(*_: Any) -> Settings:
+    for dataset in ("mnist", "cifar10"):
+        for channels, hidden in ((2, 16), (6, 32)):
+            options = {"channels": channels, "hidden": hidden}
+            common = {"dataset": dataset, "model": "small_lenet", "model_options": options, "d": None}
+            for lr in RATES:
+                yield common | {"lr": lr, "seeds": 1, "epochs": TUNING_EPOCHS, "patience": None}
+
+
 def _curve(name: str, folder: Path) -> Settings:
     dataset, model = TASKS[name]
     common = {"dataset": dataset, "model": model}
@@ -105,5 +121,90 @@ def _curve(name: str, folder: Path) -> Settings:
         yield common | {"d": d, "projection": "hadamard", "lr": chosen_rate(dataset, model, True, folder)}
 
 
-EXPERIMENTS: dict[str, Callable[[str, Path], Settings]] = {"lr": _rates} | dict.fromkeys(TASKS, _curve)
-"""What each experiment runs, by name: the choice of learning rates first."""
+def _gaussian(_: str, folder: Path) -> Settings:
+    """Dense Gaussian columns where a CPU can afford them, and the same in blocks, a layer each, as in the study."""
+    common = {"dataset": "mnist", "model": "lenet", "projection": "dense"}
+    lr = chosen_rate("mnist", "lenet", True, folder)
+    for split in ([25] * 5, [25, 50, 100, 50, 25], [25, 50, 300, 50, 25]):
+        yield common | {"d": sum(split), "lr": lr}
+        yield common | {"d": sum(split), "lr": lr, "options": {"split": split}}
+
+
+def _families(_: str, folder: Path) -> Settings:
+    """d = 5,050 on the CIFAR-10 MLP: our families, and the study's, at its learning rate and at ours."""
+    common = {"dataset": "cifar10", "model": "mlp", "d": 5050}
+    fitted = chosen_rate("cifar10", "mlp", True, folder)
+    for family in ("hadamard", "fastfood", "kronecker", "one_hot", "sparse"):
+        yield common | {"projection": family, "lr": fitted}
+    for name, recipe in RESTATED.items():
+        if recipe.density != "1":  # dense columns would take 9.5 GB
+            for lr in (STUDY_RATE, fitted):
+                yield common | {"projection": name, "lr": lr, "options": {"split": [4000, 1050]}}
+
+
+def _loss_curves(_: str, folder: Path) -> Settings:
+    lenet = {"dataset": "cifar10", "model": "lenet", "d": 3500, "lr": chosen_rate("cifar10", "lenet", True, folder)}
+    mlp = {"dataset": "cifar10", "model": "mlp", "d": 3500, "lr": chosen_rate("cifar10", "mlp", True, folder)}
+    for family in ("hadamard", "sparse", "one_hot", "dense", "orthogonal"):
+        yield lenet | {"projection": family}
+    yield mlp | {"projection": "hadamard"}
+
+
+def _splits(_: str, folder: Path) -> Settings:
+    common = {"dataset": "mnist", "model": "lenet", "lr": chosen_rate("mnist", "lenet", True, folder), "d": 150}
+    yield common | {"projection": "dense"}
+    for row in published(source="minut2023", experiment="fig3"):
+        if row["d"] == 150:
+            split = [int(part) for part in str(row["note"]).removeprefix("split ").split("+")]
+            yield common | {"projection": "dense", "options": {"split": split}}
+
+
+def _column_norms(*_: Any) -> Settings:
+    common = {"dataset": "mnist", "model": "mlp", "projection": "hadamard", "d": 750, "epochs": TUNING_EPOCHS}
+    for scale in (0.1, 1.0, 10.0):
+        for lr in (1e-4, 3e-4, *RATES, 0.3, 1.0):
+            yield common | {"lr": lr, "patience": None, "options": {"scale": scale}}
+
+
+def _shapes(_: str, folder: Path) -> Settings:
+    for hidden, depth in ((50, 1), (100, 1), (200, 1), (400, 1), (200, 2), (200, 3)):
+        common = {"dataset": "mnist", "model": "mlp", "model_options": {"hidden": hidden, "depth": depth}}
+        yield common | {"d": None, "lr": chosen_rate("mnist", "mlp", False, folder)}
+        for d in (300, 500, 700, 1000):
+            yield common | {"projection": "hadamard", "d": d, "lr": chosen_rate("mnist", "mlp", True, folder)}
+
+
+def small_networks(channels: int) -> list[dict[str, int]]:
+    """The small LeNets of F8 and F9: all shapes of a grid that have 250 to 6,000 parameters on so many channels."""
+    grid = itertools.product((1, 2, 3, 4, 6), (3, 5), (1, 2), (0, 16))
+    shapes = [dict(zip(("channels", "kernel_size", "stride", "hidden"), each, strict=True)) for each in grid]
+    return [shape for shape in shapes if 250 <= count_parameters(SmallLeNet(channels, **shape)) <= 6000]
+
+
+def _small(name: str, folder: Path) -> Settings:
+    dataset, channels = {"f8": ("mnist", 1), "f9": ("cifar10", 3)}[name]
+    lr = chosen_rate(dataset, "small_lenet", False, folder)
+    for options in small_networks(channels):
+        yield {"dataset": dataset, "model": "small_lenet", "model_options": options, "d": None, "lr": lr}
+    for d in (250, 1000, 3000):
+        rate = chosen_rate(dataset, "lenet", True, folder)
+        yield {"dataset": dataset, "model": "lenet", "projection": "hadamard", "d": d, "lr": rate}
+
+
+EXPERIMENTS: dict[str, Callable[[str, Path], Settings]] = {
+    "lr": _rates,
+    "lr_small": _small_rates,
+    "f1": _curve,
+    "f3": _curve,
+    "f5": _families,
+    "f2": _curve,
+    "f4": _curve,
+    "gaussian": _gaussian,
+    "split": _splits,
+    "f7": _loss_curves,
+    "f8": _small,
+    "f9": _small,
+    "scale": _column_norms,
+    "width_depth": _shapes,
+}
+"""What each experiment runs, by name, in the order of the study: the choice of learning rates first."""

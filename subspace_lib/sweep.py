@@ -30,6 +30,7 @@ from subspace_lib.models import MLP, LeNet, SmallLeNet, count_parameters
 from subspace_lib.profiles import check_device
 from subspace_lib.projections import LayerwiseProjection, Projection, make_projection
 from subspace_lib.records import Record, Spec, read_records, write_record, write_table
+from subspace_lib.restated import RESTATED, Scaled, restate
 from subspace_lib.subspace import SubspaceModel
 from subspace_lib.training import DivergedError, History, fit
 
@@ -188,22 +189,27 @@ def make_model(spec: Spec, data: Data) -> nn.Module:
 
 
 def _make_projection(spec: Spec, net: nn.Module) -> Projection:
-    """P of a specification; with the option ``split``, one block a layer, of these dimensions."""
+    """P of a specification; with the option ``split``, one block a layer, of these dimensions; ``scale`` multiplies."""
     options = dict(spec.options)
-    split = options.pop("split", None)
+    split, scale = options.pop("split", None), options.pop("scale", None)
+
+    def draw(D: int, d: int, seed: int) -> Projection:
+        if spec.projection in RESTATED:
+            return restate(spec.projection, D, d, seed)
+        return make_projection(spec.projection, D, d, seed, **options)
+
+    seed = P_SEED + spec.seed
     if split is None:
         D = count_parameters(net)
-        return make_projection(spec.projection, D, spec.d or D, P_SEED + spec.seed, **options)
-    layers = [sum(p.numel() for p in layer.parameters(recurse=False)) for layer in net.modules()]
-    sizes = [size for size in layers if size]
-    if len(split) != len(sizes) or sum(split) != spec.d:
-        raise ValueError(f"a split of d = {spec.d} over {len(sizes)} layers was expected, got {split}")
-    seeds = (P_SEED + spec.seed) * len(sizes)
-    blocks = [
-        make_projection(spec.projection, D, d, seeds + layer, **options)
-        for layer, (D, d) in enumerate(zip(sizes, split, strict=True))
-    ]
-    return LayerwiseProjection(blocks)
+        P = draw(D, spec.d or D, seed)
+    else:
+        layers = [sum(p.numel() for p in layer.parameters(recurse=False)) for layer in net.modules()]
+        sizes = [size for size in layers if size]
+        if len(split) != len(sizes) or sum(split) != spec.d:
+            raise ValueError(f"a split of d = {spec.d} over {len(sizes)} layers was expected, got {split}")
+        blocks = (draw(D, d, seed * len(sizes) + layer) for layer, (D, d) in enumerate(zip(sizes, split, strict=True)))
+        P = LayerwiseProjection(list(blocks))
+    return P if scale is None else Scaled(P, scale)
 
 
 def _result(model: nn.Module, history: History, together: int) -> dict[str, Any]:

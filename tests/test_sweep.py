@@ -1,6 +1,7 @@
 """Sweeps survive what befalls them: kills, company, damaged records, failing writes, runs that diverge."""
 
 import csv
+import itertools
 import json
 import os
 import signal
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from subspace_lib import MLP, Data, SubspaceModel, evaluate, fit, make_projection, sweep
+from subspace_lib import MLP, Data, SmallLeNet, SubspaceModel, count_parameters, evaluate, fit, make_projection, sweep
 from subspace_lib.__main__ import main
 from subspace_lib.profiles import get_profile
 from subspace_lib.records import (
@@ -27,7 +28,7 @@ from subspace_lib.records import (
     results,
     write_record,
 )
-from subspace_lib.study import EXPERIMENTS, chosen_rate, experiment
+from subspace_lib.study import EXPERIMENTS, chosen_rate, experiment, small_networks
 from subspace_lib.sweep import P_SEED, SweepError, make_model, run
 
 SPEC = Spec(
@@ -307,15 +308,26 @@ def test_records_survive_a_round_trip(tmp_path):
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_every_experiment_has_three_seeds_a_point_and_no_run_twice(name):
-    specs = experiment(name, get_profile("full"))
+def test_every_experiment_has_three_seeds_a_point_and_no_run_twice(name, tmp_path):
+    tasks = itertools.product(("mnist", "cifar10"), ("mlp", "lenet", "small_lenet"), ("none", "hadamard"))
+    lines = [f"{dataset},{model},{family},0.01,0.5" for dataset, model, family in tasks]
+    (tmp_path / "lr.csv").write_text("\n".join(["dataset,model,projection,lr,val_loss", *lines]) + "\n")
+    specs = experiment(name, get_profile("full"), tmp_path)
     assert len({spec.key for spec in specs}) == len(specs)
     assert {spec.experiment for spec in specs} == {name}
     seeds = {}
     for spec in specs:
         seeds.setdefault(replace(spec, seed=0).key, set()).add(spec.seed)
-    assert all(len(found) >= (1 if name == "lr" else 3) for found in seeds.values())
+    assert all(len(found) >= (1 if name.startswith("lr") else 3) for found in seeds.values())
     assert [spec.seed for spec in specs] == sorted(spec.seed for spec in specs)
+
+
+def test_small_networks_are_thirty_and_more_of_250_to_6000_parameters():
+    for channels in (1, 3):
+        sizes = [count_parameters(SmallLeNet(channels, **options)) for options in small_networks(channels)]
+        assert len(sizes) >= 30
+        assert 250 <= min(sizes) < 350
+        assert 5000 < max(sizes) <= 6000
 
 
 def test_the_learning_rate_is_the_one_of_lowest_validation_loss(tmp_path):
