@@ -344,7 +344,7 @@ def test_the_learning_rate_is_the_one_of_lowest_validation_loss(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["f99"], "unknown experiment 'f99'; choose one of: lr, f1"),
+        (["f99"], "unknown experiment 'f99'; choose one of: lr, lr_small, f1"),
         (["lr", "--profile", "huge"], "unknown profile 'huge'"),
         (["lr", "--jobs", "0"], "jobs must be at least 1, got 0"),
         (["f1"], "run `python -m subspace_lib sweep lr` first"),
