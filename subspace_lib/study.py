@@ -148,6 +148,8 @@ def _loss_curves(_: str, folder: Path) -> Settings:
     for family in ("hadamard", "sparse", "one_hot", "dense", "orthogonal"):
         yield lenet | {"projection": family}
     yield mlp | {"projection": "hadamard"}
+    for name in ("study_sparse", "study_sparse2full", "study_sparse2"):
+        yield lenet | {"projection": name, "lr": STUDY_RATE, "options": {"split": [200, 500, 2000, 500, 300]}}
 
 
 def _splits(_: str, folder: Path) -> Settings:

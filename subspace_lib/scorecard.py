@@ -1,0 +1,108 @@
+"""Ours beside the published figures: what replicated, by a rule stated before the comparison."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from subspace_lib.intrinsic import Estimate, crossing, intrinsic_dimension
+from subspace_lib.records import DATA, published, results
+from subspace_lib.study import STUDY_RATE, TASKS
+
+TOLERANCE = {"mnist": 0.02, "cifar10": 0.03}
+"""How far the mean of our seeds may lie from a published accuracy to replicate it."""
+
+SAME_SIZE = 1.15
+"""Small networks are compared with those of ours whose D differs by at most this factor."""
+
+FIXED_BASELINE = {"mnist": 1.0, "cifar10": 0.5}
+"""The fixed baselines of li2018."""
+
+Row = dict[str, Any]
+
+
+def scorecard(folder: Path = DATA) -> list[Row]:
+    """Every accuracy that the study published, beside ours.
+
+    A figure **replicates** if the mean of our seeds lies within ``TOLERANCE`` of it, is **better** if ours lies
+    above that, **lower** if below, and **not run** where there is no table.
+
+    Returns
+    -------
+    list of dict
+        ``figure``, ``dataset``, ``model``, ``projection``, ``d``, ``note``, ``published``, ``ours`` (mean), ``lowest``,
+        ``highest``, ``seeds``, ``difference``, ``verdict``.
+    """
+    rows = published(folder / "published", source="minut2023", quantity="val_accuracy")
+    return [_compare(row, [run["val_accuracy"] for run in _ours(row, folder / "results")]) for row in rows]
+
+
+def dimensions(folder: Path = DATA) -> dict[str, dict[str, Estimate]]:
+    """d_int90 of the four tasks, by experiment: of the network's ``own`` baseline, and of a ``fixed`` one."""
+    found: dict[str, dict[str, Estimate]] = {}
+    for name, (dataset, _) in TASKS.items():
+        rows = sorted(results(name, folder / "results"), key=lambda row: row["seed"])
+        curve: dict[int, list[float]] = {}
+        for row in rows:
+            if row["projection"] != "none":
+                curve.setdefault(int(row["d"]), []).append(row["val_accuracy"])
+        own = [row["val_accuracy"] for row in rows if row["projection"] == "none"]
+        if curve and own:
+            fixed = intrinsic_dimension(curve, FIXED_BASELINE[dataset])
+            found[name] = {"own": intrinsic_dimension(curve, own), "fixed": fixed}
+    return found
+
+
+def studys_dimension(name: str, folder: Path = DATA) -> float:
+    """Where the study's own published curve reaches 90% of its own direct training; it published no such number."""
+    curve: dict[int, list[float]] = {}
+    own = []
+    figure = name.replace("f", "fig")
+    for row in published(folder / "published", source="minut2023", experiment=figure, quantity="val_accuracy"):
+        if row["projection"] == "none":
+            own.append(row["value"])
+        else:
+            curve.setdefault(int(row["d"]), []).append(row["value"])
+    return crossing({d: fmean(values) for d, values in curve.items()}, 0.9 * fmean(own))
+
+
+def _ours(row: Row, folder: Path) -> list[Row]:
+    """Our runs that answer one published figure."""
+    figure, projection = row["experiment"], row["projection"]
+    if figure == "fig3" and row["d"] == 150:
+        return [run for run in results("split", folder) if _split(run) == row["note"].removeprefix("split ")]
+    if figure in ("fig1", "fig2", "fig3", "fig4"):
+        runs = [run for run in results(figure.replace("fig", "f"), folder) if run["d"] == row["d"]]
+        return [run for run in runs if (run["projection"] == "none") == (projection == "none")]
+    if figure in ("fig8", "fig9"):
+        small = [run for run in results(figure.replace("fig", "f"), folder) if run["model"] == "small_lenet"]
+        return [run for run in small if 1 / SAME_SIZE <= run["D"] / row["D"] <= SAME_SIZE]
+    # Layouts of one P are one projection: sparse_coo, sparse_csr, sparse (coo).
+    name = projection.replace(" (coo)", "").removesuffix("_coo").removesuffix("_csc").removesuffix("_csr")
+    if figure == "fig5-6":
+        same = {"gaussian": "hadamard"}
+        runs = results("f5", folder)
+    else:
+        same = {"gaussian": "dense", "ortho": "orthogonal"}
+        runs = [run for run in results("f7", folder) if run["model"] == "lenet"]
+    wanted = same.get(name, f"study_{name}")
+    return [run for run in runs if run["projection"] == wanted and (name in same or run["lr"] == STUDY_RATE)]
+
+
+def _split(run: Row) -> str:
+    options = json.loads(run["options"]) if run["options"] else {}
+    return "+".join(map(str, options.get("split", [])))
+
+
+def _compare(row: Row, ours: list[float]) -> Row:
+    about = {key: row[key] for key in ("dataset", "model", "projection", "d", "note")} | {"figure": row["experiment"]}
+    compared = about | {"published": row["value"], "seeds": len(ours)}
+    if not ours:
+        return compared | {"ours": None, "lowest": None, "highest": None, "difference": None, "verdict": "not run"}
+    difference = fmean(ours) - row["value"]
+    tolerance = TOLERANCE[row["dataset"]]
+    verdict = "replicates" if abs(difference) <= tolerance else "better" if difference > 0 else "lower"
+    numbers = {"ours": fmean(ours), "lowest": min(ours), "highest": max(ours), "difference": difference}
+    return compared | numbers | {"verdict": verdict}

@@ -1,0 +1,82 @@
+"""The scorecard: the right runs beside each published figure, and the verdict by its rule."""
+
+import json
+import shutil
+
+import pytest
+
+from subspace_lib.intrinsic import crossing
+from subspace_lib.records import COLUMNS, DATA, published
+from subspace_lib.scorecard import dimensions, scorecard, studys_dimension
+
+RUN = dict.fromkeys(COLUMNS, "") | {"dataset": "mnist", "model": "lenet", "projection": "hadamard", "lr": 0.03}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    shutil.copytree(DATA / "published", tmp_path / "published")
+    (tmp_path / "results").mkdir()
+    return tmp_path
+
+
+def put(folder, experiment, runs):
+    def cell(value):
+        return '"' + str(value).replace('"', '""') + '"'
+
+    rows = [RUN | {"seed": i} | run for i, run in enumerate(runs)]
+    lines = [",".join(COLUMNS)] + [",".join(cell(row[column]) for column in COLUMNS) for row in rows]
+    (folder / "results" / f"{experiment}.csv").write_text("\n".join(lines) + "\n")
+
+
+def test_every_published_accuracy_of_the_study_has_a_row(folder):
+    rows = scorecard(folder)
+    assert len(rows) == len(published(source="minut2023", quantity="val_accuracy"))
+    assert {row["verdict"] for row in rows} == {"not run"}
+
+
+@pytest.mark.parametrize(
+    ("ours", "verdict"), [((0.92, 0.94), "replicates"), ((0.94, 0.96), "better"), ((0.9, 0.88), "lower")]
+)
+def test_the_verdict_follows_the_mean_and_the_tolerance(folder, ours, verdict):
+    runs = [{"d": 350, "val_accuracy": value} for value in ours]
+    put(folder, "f3", [*runs, {"d": 450, "val_accuracy": 0.1}, {"d": 350, "projection": "none", "val_accuracy": 0.1}])
+    [row] = [row for row in scorecard(folder) if row["figure"] == "fig3" and row["d"] == 350]
+    assert (row["published"], row["seeds"], row["verdict"]) == (0.9284, 2, verdict)
+    assert row["ours"] == pytest.approx(sum(ours) / 2)
+    assert (row["lowest"], row["highest"]) == (min(ours), max(ours))
+    assert row["difference"] == pytest.approx(sum(ours) / 2 - 0.9284)
+
+
+def test_splits_variants_and_small_networks_find_their_runs(folder):
+    split = json.dumps({"split": [12, 25, 75, 25, 13]})
+    put(folder, "split", [{"d": 150, "val_accuracy": 0.86, "options": split}, {"d": 150, "val_accuracy": 0.1}])
+    study = {"d": 5050, "dataset": "cifar10", "model": "mlp", "projection": "study_sparse"}
+    put(folder, "f5", [study | {"lr": lr, "val_accuracy": lr} for lr in (0.001, 0.03)])
+    small = {"model": "small_lenet", "projection": "none"}
+    put(folder, "f8", [small | {"D": D, "val_accuracy": D / 1000} for D in (250, 261, 390, 900)])
+    rows = {(row["figure"], row["projection"], row["d"], row["note"]): row["ours"] for row in scorecard(folder)}
+    assert rows["fig3", "gaussian, per layer", 150, "split 12+25+75+25+13"] == 0.86
+    assert rows["fig3", "gaussian, per layer", 150, "split 65+25+25+25+10"] is None
+    for layout in ("sparse", "sparse_coo", "sparse_csr", "sparse_csc"):
+        assert next(ours for key, ours in rows.items() if key[:2] == ("fig5-6", layout)) == 0.001
+    assert rows["fig8", "none", 261, ""] == pytest.approx((0.250 + 0.261) / 2)
+
+
+def test_dimensions_pair_seeds_and_know_both_baselines(folder):
+    points = {100: 0.8, 200: 0.85, 400: 0.95}
+    runs = [
+        {"seed": seed, "d": d, "val_accuracy": value + 0.01 * seed} for d, value in points.items() for seed in (2, 0, 1)
+    ]
+    put(folder, "f3", [*runs, *({"seed": s, "d": 61706, "projection": "none", "val_accuracy": 0.98} for s in range(3))])
+    found = dimensions(folder)
+    assert list(found) == ["f3"]
+    means = {d: value + 0.01 for d, value in points.items()}
+    assert found["f3"]["own"].d90 == pytest.approx(crossing(means, 0.9 * 0.98))
+    assert found["f3"]["fixed"].d90 == pytest.approx(crossing(means, 0.9))
+    assert found["f3"]["own"].high == pytest.approx(crossing(points, 0.9 * 0.98))
+    assert found["f3"]["own"].kind == "range"
+
+
+def test_the_studys_own_curve_is_read_where_it_crosses():
+    assert 150 < studys_dimension("f3") < 250
+    assert 3500 < studys_dimension("f4") < 6000
