@@ -86,6 +86,7 @@ def fit(
     patience: int | None = None,
     optimizer_class: Callable[..., torch.optim.Optimizer] = torch.optim.Adam,
     progress: bool = False,
+    on_epoch: Callable[[History], object] | None = None,
 ) -> History:
     """Train ``model`` on ``data``: all its weights, or the z of a ``SubspaceModel``.
 
@@ -107,6 +108,8 @@ def fit(
         The optimiser, called with the parameters and ``lr``.
     progress : bool
         Show a bar, one line, one count an epoch.
+    on_epoch : callable, optional
+        Called with the history after each epoch, as a ``tracking.WandbLogger`` is.
 
     Returns
     -------
@@ -147,6 +150,8 @@ def fit(
         if data.val is not None:
             _validate(net, data.val, history)
             bar.set_postfix(val_accuracy=f"{history.val_accuracy[-1]:.3f}")
+        if on_epoch is not None:
+            on_epoch(history)
         losses = {"training": history.train_loss[-1]} | ({"validation": history.val_loss[-1]} if data.val else {})
         if wrong := [f"the {part} loss is {loss}" for part, loss in losses.items() if not math.isfinite(loss)]:
             best.restore(net, optimizer)
