@@ -24,6 +24,9 @@ DIMENSIONS = {
 }
 TUNED = {"f1": (300, 1500), "f2": (750, 5000), "f3": (150, 750), "f4": (750, 6000)}
 """The two dimensions at which the learning rate of each task is chosen."""
+AROUND = {"f1": (600, 750), "f2": (4750, 5000), "f3": (150, 250), "f4": (2000, 3500)}
+"""The dimensions on both sides of 90% of direct training; they and direct training have seeds enough for an interval."""
+EXTRA_SEEDS = 2
 
 
 def experiment(name: str, profile: Profile, folder: Path = DATA / "results") -> list[Spec]:
@@ -53,7 +56,7 @@ def experiment(name: str, profile: Profile, folder: Path = DATA / "results") -> 
         "train_images": profile.train_images,
         "val_images": profile.val_images,
     }
-    counts = [setting.pop("seeds", profile.seeds) for setting in settings]
+    counts = [setting.pop("seeds", profile.seeds) + setting.pop("extra_seeds", 0) for setting in settings]
     return [
         Spec(**(common | setting | {"seed": seed}))
         for seed in range(max(counts))
@@ -116,9 +119,11 @@ def _small_rates(*_: Any) -> Settings:
 def _curve(name: str, folder: Path) -> Settings:
     dataset, model = TASKS[name]
     common = {"dataset": dataset, "model": model}
-    yield common | {"d": None, "lr": chosen_rate(dataset, model, False, folder)}
+    yield common | {"d": None, "lr": chosen_rate(dataset, model, False, folder), "extra_seeds": EXTRA_SEEDS}
+    lr = chosen_rate(dataset, model, True, folder)
     for d in DIMENSIONS[name]:
-        yield common | {"d": d, "projection": "hadamard", "lr": chosen_rate(dataset, model, True, folder)}
+        extra = EXTRA_SEEDS if d in AROUND[name] else 0
+        yield common | {"d": d, "projection": "hadamard", "lr": lr, "extra_seeds": extra}
 
 
 def _gaussian(_: str, folder: Path) -> Settings:
