@@ -182,6 +182,19 @@ def results(experiment: str, folder: Path = DATA / "results") -> list[dict[str, 
     return _read(path) if path.exists() else []
 
 
+def accuracy_over_d(experiment: str, folder: Path = DATA / "results") -> tuple[dict[int, list[float]], list[float]]:
+    """Validation accuracies of an experiment's subspaces at each d, and of direct training, in the order of the seeds.
+
+    Both are empty where there is no table yet; the experiment must be one of a single network and learning rate.
+    """
+    curve: dict[int, list[float]] = {}
+    direct: list[float] = []
+    for row in sorted(results(experiment, folder), key=lambda row: (row["d"], row["seed"])):
+        at = direct if row["projection"] == "none" else curve.setdefault(int(row["d"]), [])
+        at.append(row["val_accuracy"])
+    return curve, direct
+
+
 def curves(experiment: str, folder: Path = DATA / "results") -> list[Record]:
     """The same runs with their curves: dicts of ``spec`` and ``result``; empty where there is no table yet."""
     path = folder / f"{experiment}.jsonl"

@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from subspace_lib.intrinsic import Estimate, crossing, intrinsic_dimension
-from subspace_lib.records import DATA, published, results
+from subspace_lib.records import DATA, accuracy_over_d, published, results
 from subspace_lib.study import STUDY_RATE, TASKS
 
 TOLERANCE = {"mnist": 0.02, "cifar10": 0.03}
@@ -39,16 +39,11 @@ def scorecard(folder: Path = DATA) -> list[Row]:
     return [_compare(row, [run["val_accuracy"] for run in _ours(row, folder / "results")]) for row in rows]
 
 
-def dimensions(folder: Path = DATA) -> dict[str, dict[str, Estimate]]:
+def intrinsic_dimensions(folder: Path = DATA) -> dict[str, dict[str, Estimate]]:
     """d_int90 of the four tasks, by experiment: of the network's ``own`` baseline, and of a ``fixed`` one."""
     found: dict[str, dict[str, Estimate]] = {}
     for name, (dataset, _) in TASKS.items():
-        rows = sorted(results(name, folder / "results"), key=lambda row: row["seed"])
-        curve: dict[int, list[float]] = {}
-        for row in rows:
-            if row["projection"] != "none":
-                curve.setdefault(int(row["d"]), []).append(row["val_accuracy"])
-        own = [row["val_accuracy"] for row in rows if row["projection"] == "none"]
+        curve, own = accuracy_over_d(name, folder / "results")
         if curve and own:
             fixed = intrinsic_dimension(curve, FIXED_BASELINE[dataset])
             found[name] = {"own": intrinsic_dimension(curve, own), "fixed": fixed}

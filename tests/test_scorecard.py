@@ -7,7 +7,7 @@ import pytest
 
 from subspace_lib.intrinsic import crossing
 from subspace_lib.records import COLUMNS, DATA, published
-from subspace_lib.scorecard import dimensions, scorecard, studys_dimension
+from subspace_lib.scorecard import intrinsic_dimensions, scorecard, studys_dimension
 
 RUN = dict.fromkeys(COLUMNS, "") | {"dataset": "mnist", "model": "lenet", "projection": "hadamard", "lr": 0.03}
 
@@ -68,7 +68,7 @@ def test_dimensions_pair_seeds_and_know_both_baselines(folder):
         {"seed": seed, "d": d, "val_accuracy": value + 0.01 * seed} for d, value in points.items() for seed in (2, 0, 1)
     ]
     put(folder, "f3", [*runs, *({"seed": s, "d": 61706, "projection": "none", "val_accuracy": 0.98} for s in range(3))])
-    found = dimensions(folder)
+    found = intrinsic_dimensions(folder)
     assert list(found) == ["f3"]
     means = {d: value + 0.01 for d, value in points.items()}
     assert found["f3"]["own"].d90 == pytest.approx(crossing(means, 0.9 * 0.98))
