@@ -145,6 +145,15 @@ def test_a_split_gives_each_layer_its_dimensions():
         make_model(replace(spec, options={"split": [6, 2]}), small_data())
 
 
+def test_longer_columns_are_a_larger_learning_rate_to_adam():
+    data = small_data()
+    [long] = run([replace(SPEC, lr=0.003, options={"scale": 10.0})], data)
+    [unit] = run([SPEC], data)
+    assert long["val_loss_curve"] == pytest.approx(unit["val_loss_curve"], rel=1e-3)
+    [short] = run([replace(SPEC, lr=0.003)], data)
+    assert short["val_loss_curve"] != pytest.approx(unit["val_loss_curve"], rel=1e-3)
+
+
 def test_a_sweep_runs_once_and_its_table_says_all(folder):
     first = go(folder)
     files = {path: path.stat().st_mtime_ns for path in (folder / "records").glob("*.json")}
