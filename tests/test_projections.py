@@ -276,6 +276,15 @@ def test_hadamard_oracle(D, d):
     assert (matrix != 0).any(1).all(), "every weight must move"
 
 
+@families
+@pytest.mark.parametrize(("D", "d"), [(5050, 150), (5050, 40), (1314, 300), (3000, 1100)])
+def test_a_random_z_moves_the_last_weights_as_far_as_the_others(name, options, D, d):
+    """The last weights are the output layer's; what a family does with left-over rows must not freeze them."""
+    rows = make_projection(name, D, d, 3, **options).to_dense().square().sum(1)
+    for last in (D // 100, D // 10):
+        assert 0.5 < rows[-last:].mean() / rows.mean() < 2
+
+
 @pytest.mark.parametrize(("D", "blocks"), [(50, 4), (300, 19)])
 def test_fastfood_oracle(D, blocks):
     d, n = 11, 16

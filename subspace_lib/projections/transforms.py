@@ -73,7 +73,8 @@ class HadamardProjection(Projection):
     again (R). The columns of a block are orthogonal and equally long, so P^T P is diagonal, and dividing each column
     by its norm makes P orthonormal exactly. Rows that are left over form smaller blocks, which carry as many
     coordinates as they have rows, taking turns; the last few, at most one row in 64, follow one coordinate each.
-    Every weight moves, even at d = 1.
+    The fewer coordinates a row has, the larger its entries are, so that every weight moves equally far for a random z;
+    without that the last rows, an output layer perhaps, would hardly move at all.
 
     Many blocks lie side by side: then weight i * count + b is row i of block b, and one product serves them all.
     H runs as a few products with small matrices, and R is made of their rows' signs, so it costs nothing.
@@ -102,17 +103,20 @@ class HadamardProjection(Projection):
         for i, (count, m) in enumerate(self.groups):
             coordinates = (first + torch.arange(min(m, d))) % d
             first = int(coordinates[-1] + 1) % d
-            squared_norms[coordinates] += count * m
+            weight = d / len(coordinates)
+            squared_norms[coordinates] += count * m * weight
             self._keep("coordinates", i, coordinates)
             self._keep("places", i, torch.randperm(m, generator=generator)[: len(coordinates)])
-            self._keep("signs", i, random_signs(block_shape(count, m), generator, self.dtype))
+            self._keep("signs", i, random_signs(block_shape(count, m), generator, self.dtype) * math.sqrt(weight))
             for j, order in enumerate(factor_orders(m)):
                 rows = random_signs((order, 1), generator, self.dtype)
                 self._keep(f"factor_{j}", i, rows * hadamard_matrix(order).to(self.dtype))
         followed = (first + torch.arange(left)) % d
-        squared_norms += torch.bincount(followed, minlength=d)
+        squared_norms += d * torch.bincount(followed, minlength=d)
         self.register_buffer("followed", followed, persistent=False)
-        self.register_buffer("followed_signs", random_signs((left,), generator, self.dtype), persistent=False)
+        self.register_buffer(
+            "followed_signs", random_signs((left,), generator, self.dtype) * math.sqrt(d), persistent=False
+        )
         self.register_buffer("scale", squared_norms.rsqrt().to(self.dtype), persistent=False)
 
     followed: Tensor  # the coordinate of each of the last rows
