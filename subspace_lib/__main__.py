@@ -66,13 +66,20 @@ def run_sweeps(experiments: list[str], profile: str, device: str | None, jobs: i
     device = device or default_device()
     jobs = jobs if jobs is not None else (1 if device == "cuda" else os.cpu_count() or 1)
     size = get_profile(profile)
+    failed = []
     for name in EXPERIMENTS if experiments == ["all"] else experiments:
         specs = experiment(name, size, out / "results")
         full = profile == "full"
         records = out / "records" / (name if full else f"{profile}/{name}")
         table = (out / "results" if full else records.parent) / f"{name}.jsonl"
-        known = sweep(specs, records, table, device=device, jobs=jobs, require_real=full)
+        try:
+            known = sweep(specs, records, table, device=device, jobs=jobs, require_real=full)
+        except SweepError as error:
+            failed.append(str(error))
+            continue
         print(f"{name}: {sum(spec.key in known for spec in specs)} of {len(specs)} runs in {table.with_suffix('.csv')}")
+    if failed:
+        raise SweepError("\n".join(failed))
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -28,8 +28,9 @@ from subspace_lib.records import (
     results,
     write_record,
 )
+from subspace_lib.runs import P_SEED, make_model, run
 from subspace_lib.study import EXPERIMENTS, chosen_rate, experiment, small_networks
-from subspace_lib.sweep import P_SEED, SweepError, make_model, run
+from subspace_lib.sweep import SweepError
 
 SPEC = Spec(
     "test",
@@ -368,3 +369,20 @@ def test_bad_requests_end_on_one_line(arguments, message, tmp_path, capsys):
     printed = capsys.readouterr().err
     assert (code, len(printed.splitlines())) == (2, 1)
     assert message in printed
+
+
+def test_an_experiment_with_failures_does_not_stop_the_next(tmp_path, monkeypatch, capsys):
+    begun = []
+
+    def fails_once(specs, records, table, **_):
+        begun.append(table.stem)
+        if len(begun) == 1:
+            raise SweepError("1 of 2 runs failed")
+        return {}
+
+    monkeypatch.setattr(sweep, "sweep", fails_once)
+    assert main(["sweep", "lr", "lr_small", "--profile", "smoke", "--out", str(tmp_path)]) == 1
+    assert begun == ["lr", "lr_small"]
+    captured = capsys.readouterr()
+    assert captured.err == "1 of 2 runs failed\n"
+    assert captured.out.startswith("lr_small: 0 of 20 runs")
