@@ -10,7 +10,7 @@ book: .venv/installed
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not browser"
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --nbmake --nbmake-timeout=300 book
+	OMP_NUM_THREADS=1 $(BIN)/pytest --nbmake --nbmake-timeout=300 book
 
 lint: .venv/installed
 	$(BIN)/ruff check
