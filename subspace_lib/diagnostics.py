@@ -13,6 +13,8 @@ from torch import Tensor
 from subspace_lib.projections import Projection
 
 SAMPLED_COLUMNS = 64
+SAMPLED_DISPLACEMENTS = 16
+STRETCHES = 64
 REPEATS = 7
 
 
@@ -46,9 +48,11 @@ def diagnose(P: Projection, seed: int = 0) -> Diagnosis:
     -------
     Diagnosis
         ``column norm min``, ``mean`` and ``max``; ``largest cosine``, the closest that two sampled columns come
-        to being parallel; ``reach``, the share of the weights that any z can move; ``rank of the sample``;
-        ``adjoint error``, |<P z, v> - <z, P^T v>| over |P z| |v|; ``bytes`` that P keeps; ``forward ms`` and
-        ``adjoint ms``, medians of a few calls.
+        to being parallel; ``reach``, the share of the weights that any z can move; ``least moved stretch`` and
+        ``most moved stretch``: how far random z move a stretch of the weights over how far they move all of them
+        (root mean square), with the weights cut in their order into up to 64 stretches of at least 64;
+        ``rank of the sample``; ``adjoint error``, |<P z, v> - <z, P^T v>| over |P z| |v|; ``bytes`` that P keeps;
+        ``forward ms`` and ``adjoint ms``, medians of a few calls.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -62,6 +66,7 @@ def diagnose(P: Projection, seed: int = 0) -> Diagnosis:
     cosines = (columns @ columns.T) / (norms[:, None] * norms)
     cosines.fill_diagonal_(0)
     z, v = normal(P.d), normal(P.D)
+    moved = _movement(P(normal(SAMPLED_DISPLACEMENTS * P.d).view(-1, P.d)))
     displacement = P(z)
     error = (displacement @ v - z @ P.adjoint(v)).abs() / (displacement.norm() * v.norm())
     return Diagnosis(
@@ -75,6 +80,8 @@ def diagnose(P: Projection, seed: int = 0) -> Diagnosis:
             "largest cosine": float(cosines.abs().max()),
             # A random z moves every weight whose row of P is not zero, with probability one.
             "reach": float((displacement != 0).double().mean()),
+            "least moved stretch": float(moved.min()),
+            "most moved stretch": float(moved.max()),
             "rank of the sample": int(torch.linalg.matrix_rank(columns)),
             "adjoint error": float(error),
             "bytes": P.nbytes,
@@ -82,6 +89,13 @@ def diagnose(P: Projection, seed: int = 0) -> Diagnosis:
             "adjoint ms": _milliseconds(P.adjoint, v),
         }
     )
+
+
+def _movement(displacements: Tensor) -> Tensor:
+    """Root mean square of every stretch of the weights, over that of all."""
+    squares = displacements.square().mean(0)
+    stretches = squares.tensor_split(max(1, min(STRETCHES, len(squares) // STRETCHES)))
+    return torch.stack([stretch.mean() for stretch in stretches]).div(squares.mean()).sqrt()
 
 
 def _milliseconds(function: Callable[[Tensor], Tensor], x: Tensor) -> float:

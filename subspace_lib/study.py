@@ -72,17 +72,17 @@ def chosen_rate(dataset: str, model: str, projected: bool, folder: Path = DATA /
     Raises
     ------
     ValueError
-        If that has not been run for this task.
+        If that has not been run for this task, or is not complete.
     """
     losses: dict[float, list[float]] = {}
     for row in results("lr", folder) + results("lr_small", folder):
         if (row["dataset"], row["model"], row["projection"] != "none") == (dataset, model, projected):
             loss = row["val_loss"]
             losses.setdefault(row["lr"], []).append(loss if isinstance(loss, float) else float("inf"))
-    if not losses:
+    if set(losses) != set(RATES) or len(set(map(len, losses.values()))) > 1:
         tuning = "lr_small" if model == "small_lenet" else "lr"
         raise ValueError(
-            f"no learning rate has been chosen for {model} on {dataset}; "
+            f"no learning rate has been chosen for {model} on {dataset}: its runs are not all recorded; "
             f"run `python -m subspace_lib sweep {tuning}` first"
         )
     return min(losses, key=lambda rate: sum(losses[rate]) / len(losses[rate]))
@@ -143,7 +143,7 @@ def _families(_: str, folder: Path) -> Settings:
         yield common | {"projection": family, "lr": fitted}
     for name, recipe in RESTATED.items():
         if recipe.density != "1":  # dense columns would take 9.5 GB
-            for lr in (STUDY_RATE, fitted):
+            for lr in {STUDY_RATE, fitted}:
                 yield common | {"projection": name, "lr": lr, "options": {"split": [4000, 1050]}}
 
 

@@ -111,10 +111,11 @@ def gather(records: Path, table: Path) -> dict[str, Record]:
 
 def _attempt(group: Sequence[Spec], *, folder: Path, device: str, require_real: bool, commit: str) -> dict[str, str]:
     """Make the runs of a group that nobody else makes; give what went wrong with each, "" if nothing did."""
-    if device == "cpu":
-        torch.set_num_threads(1)
     outcome = dict.fromkeys((spec.key for spec in group), "")
     with ExitStack() as locks:
+        if device == "cpu":
+            locks.callback(torch.set_num_threads, torch.get_num_threads())
+            torch.set_num_threads(1)
         mine = [spec for spec in group if _claim(spec, folder, locks)]
         if not mine:
             return outcome

@@ -120,6 +120,14 @@ def test_diagnosis_sees_shared_rows():
     assert diagnose(P)["rank of the sample"] <= 20
 
 
+def test_diagnosis_sees_weights_that_hardly_move():
+    """Rows of norm sqrt(1/2) and sqrt(1/64), half of the weights each."""
+    P = LayerwiseProjection([make_projection("one_hot", 640, d, seed=d) for d in (320, 10)])
+    found, mean = diagnose(P), (1 / 2 + 1 / 64) / 2
+    assert found["most moved stretch"] == pytest.approx(math.sqrt(1 / 2 / mean), rel=0.2)
+    assert found["least moved stretch"] == pytest.approx(math.sqrt(1 / 64 / mean), rel=0.2)
+
+
 def test_layerwise_writes_and_pulls_block_by_block():
     names = [*PROJECTIONS]
     P = LayerwiseProjection([make_projection(name, 90 + 7 * i, 20, i) for i, name in enumerate(names)])

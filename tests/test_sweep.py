@@ -29,7 +29,7 @@ from subspace_lib.records import (
     write_record,
 )
 from subspace_lib.runs import P_SEED, make_model, run
-from subspace_lib.study import EXPERIMENTS, chosen_rate, experiment, small_networks
+from subspace_lib.study import EXPERIMENTS, RATES, chosen_rate, experiment, small_networks
 from subspace_lib.sweep import SweepError
 
 SPEC = Spec(
@@ -319,8 +319,8 @@ def test_records_survive_a_round_trip(tmp_path):
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_has_three_seeds_a_point_and_no_run_twice(name, tmp_path):
-    tasks = itertools.product(("mnist", "cifar10"), ("mlp", "lenet", "small_lenet"), ("none", "hadamard"))
-    lines = [f"{dataset},{model},{family},0.01,0.5" for dataset, model, family in tasks]
+    tasks = itertools.product(("mnist", "cifar10"), ("mlp", "lenet", "small_lenet"), ("none", "hadamard"), RATES)
+    lines = [f"{dataset},{model},{family},{lr},0.5" for dataset, model, family, lr in tasks]
     (tmp_path / "lr.csv").write_text("\n".join(["dataset,model,projection,lr,val_loss", *lines]) + "\n")
     specs = experiment(name, get_profile("full"), tmp_path)
     assert len({spec.key for spec in specs}) == len(specs)
@@ -341,13 +341,21 @@ def test_small_networks_are_thirty_and_more_of_250_to_6000_parameters():
 
 
 def test_the_learning_rate_is_the_one_of_lowest_validation_loss(tmp_path):
+    table = tmp_path / "lr.csv"
     lines = ["dataset,model,projection,lr,val_loss"]
-    lines += [f"mnist,mlp,hadamard,{lr},{loss}" for lr, loss in ((0.01, 0.5), (0.03, 0.4), (0.1, ""))]
-    lines += [f"mnist,mlp,hadamard,{lr},{loss}" for lr, loss in ((0.01, 0.2), (0.03, 0.2), (0.1, 0.1))]
-    (tmp_path / "lr.csv").write_text("\n".join([*lines, "mnist,mlp,none,0.001,0.1"]) + "\n")
-    assert chosen_rate("mnist", "mlp", True, tmp_path) == 0.03
+    lines += [f"mnist,mlp,none,{lr},{loss}" for lr, loss in zip(RATES, (0.1, 0.2, 0.3, 0.4, 0.5), strict=True)]
+    lines += [f"mnist,mlp,hadamard,{lr},{loss}" for lr, loss in zip(RATES, (0.9, 0.9, 0.5, 0.4, ""), strict=True)]
+    table.write_text("\n".join(lines) + "\n")
     assert chosen_rate("mnist", "mlp", False, tmp_path) == 0.001
-    with pytest.raises(ValueError, match="no learning rate has been chosen for lenet on mnist; run"):
+    assert chosen_rate("mnist", "mlp", True, tmp_path) == 0.03
+    lines += [f"mnist,mlp,hadamard,{lr},{loss}" for lr, loss in zip(RATES, (0.9, 0.9, 0.2, 0.4, 0.1), strict=True)]
+    table.write_text("\n".join(lines) + "\n")
+    assert chosen_rate("mnist", "mlp", True, tmp_path) == 0.01, "the mean counts, and a run that diverged is worst"
+    for incomplete in (lines[:-1], lines[:5] + lines[6:]):
+        table.write_text("\n".join(incomplete) + "\n")
+        with pytest.raises(ValueError, match="no learning rate has been chosen for mlp on mnist: .*sweep lr` first"):
+            chosen_rate("mnist", "mlp", incomplete == lines[:-1], tmp_path)
+    with pytest.raises(ValueError, match="no learning rate has been chosen for lenet on mnist"):
         chosen_rate("mnist", "lenet", True, tmp_path)
 
 
