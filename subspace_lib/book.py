@@ -18,10 +18,11 @@ from typing import Any
 
 from subspace_lib.chapters import BookError, Run, check_parameters, explain, keep, read_notebook, start, stop
 from subspace_lib.profiles import check_device, default_device, get_profile
+from subspace_lib.status import status_tables, write_executions
 
 ROOT = Path(__file__).resolve().parents[1]
 DEVICES = ("cpu", "cuda")
-TOOLS = ("book.py", "chapters.py", "__main__.py")  # a change in these changes no chapter
+TOOLS = ("book.py", "chapters.py", "status.py", "__main__.py")  # a change in these changes no chapter
 
 
 def build_book(
@@ -102,6 +103,14 @@ def build_book(
             print(f"{place[run.name]} ... {run.seconds:.0f} s", flush=True)
 
     copy_pages(root / "book", executed, names)
+    executions = root / "data" / "executions_cuda.json"
+    if device == "cuda" and profile == "full":
+        write_executions(executions, executed, names)
+    status = executed / "status.md"
+    if status.exists():
+        status.write_text(
+            status.read_text(encoding="utf-8") + status_tables(executed, names, executions), encoding="utf-8"
+        )
     return build_pages(root, executed)
 
 

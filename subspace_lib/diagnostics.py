@@ -51,7 +51,7 @@ def diagnose(P: Projection, seed: int = 0) -> Diagnosis:
         to being parallel; ``reach``, the share of the weights that any z can move; ``least moved stretch`` and
         ``most moved stretch``: how far random z move a stretch of the weights over how far they move all of them
         (root mean square), with the weights cut in their order into up to 64 stretches of at least 64;
-        ``rank of the sample``; ``adjoint error``, |<P z, v> - <z, P^T v>| over |P z| |v|; ``bytes`` that P keeps;
+        ``rank of the sample``; ``adjoint error``, ``|<P z, v> - <z, P^T v>| / (|P z| |v|)``; ``bytes`` that P keeps;
         ``forward ms`` and ``adjoint ms``, medians of a few calls.
     """
     generator = torch.Generator().manual_seed(seed)

@@ -13,6 +13,7 @@ import pytest
 
 from subspace_lib import __main__, book
 from subspace_lib.chapters import BookError
+from subspace_lib.status import status_tables, write_executions
 
 REPORT = 'import os\nprint(PROFILE, os.environ["SUBSPACE_DEVICE"], os.environ.get("SUBSPACE_OFFLINE"))'
 
@@ -203,3 +204,27 @@ def test_contents_that_name_what_is_not_there(tmp_path: Path) -> None:
 def test_damaged_executed_chapter_counts_as_never_executed(text: str, tmp_path: Path) -> None:
     (tmp_path / "01.ipynb").write_text(text)
     assert book.stored_digest(tmp_path, "01") is None
+
+
+def test_the_status_page_says_what_ran_where(tmp_path: Path) -> None:
+    root = make_root(tmp_path, first="1 + 1")
+    (root / "book/status.md").write_text("# Status\n\nAbout.\n")
+    (root / "book/_toc.yml").write_text("format: jb-book\nroot: index\nchapters:\n- file: first\n- file: status\n")
+    (root / "data").mkdir()
+    gpu = root / "data/executions_cuda.json"
+    book.build_book("smoke", "cpu", root=root)
+    page = (root / "_build/html/status.html").read_text()
+    record = json.loads((root / "_build/executed/first.ipynb").read_text())["metadata"]["subspace"]
+    assert record["date"].partition("T")[0] in page and f"torch {record['versions']['torch']}" in page
+    assert "smoke" in page and "No GPU has executed the book yet" in page
+    assert not gpu.exists()
+
+    write_executions(gpu, root / "_build/executed", ["first"])
+    kept = json.loads(gpu.read_text())
+    assert kept == {"first": {key: value for key, value in record.items() if key != "digest"}}
+    kept["first"] |= {"profile": "full", "device": "NVIDIA H200", "standins": ["mnist-standin"], "seconds": 123.4}
+    gpu.write_text(json.dumps(kept))
+    text = status_tables(root / "_build/executed", ["first"], gpu)
+    last = text.split("## The last build on a GPU")[1].strip().splitlines()
+    assert len(last) == 3
+    assert last[2].startswith("| [first](first.ipynb) | 123 | full (stand-in images) | NVIDIA H200 |")

@@ -17,7 +17,7 @@ COLUMNS_PER_DRAW = 16
 class DenseProjection(Projection):
     """Gaussian columns, each divided by its norm: the projection of Li et al. (2018), section 2.
 
-    P[:, j] = g_j / |g_j| with g_j ~ N(0, I_D). Every column has norm 1 exactly; two columns meet at an angle
+    ``P[:, j] = g_j / |g_j|`` with ``g_j ~ N(0, I_D)``. Every column has norm 1 exactly; two columns meet at an angle
     whose cosine is about 1/sqrt(D). The first d columns are the same for every d. Keeps D d numbers; with
     ``store=False`` none, and every product draws the columns again, a few at a time.
 

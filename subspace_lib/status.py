@@ -1,0 +1,62 @@
+"""What ran where: the tables of the page `status`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from subspace_lib.chapters import read_notebook
+from subspace_lib.files import replaced_atomically
+
+HEADER = """
+| chapter | seconds | profile | device | date | commit | versions |
+| --- | ---: | --- | --- | --- | --- | --- |
+"""
+
+
+def write_executions(path: Path, executed: Path, names: Iterable[str]) -> None:
+    """Write what ran where of these chapters to a file that the repository keeps.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be written.
+    """
+    with replaced_atomically(path) as temporary:
+        temporary.write_text(json.dumps(_executions(executed, names), indent=1) + "\n", encoding="utf-8")
+
+
+def status_tables(executed: Path, names: Iterable[str], gpu: Path) -> str:
+    """Two tables in Markdown: the executed chapters of this build, and those of the last full-size build on a GPU.
+
+    Parameters
+    ----------
+    executed : Path
+        Folder of the executed chapters.
+    names : iterable of str
+        The chapters in their order.
+    gpu : Path
+        The file of ``write_executions``; it need not exist.
+    """
+    recorded = json.loads(gpu.read_text(encoding="utf-8")) if gpu.exists() else {}
+    last = _table(recorded) if recorded else "\nNo GPU has executed the book yet.\n"
+    return f"\n## This build\n{_table(_executions(executed, names))}\n## The last build on a GPU\n{last}"
+
+
+def _executions(executed: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    found = {name: read_notebook(executed / f"{name}.ipynb")["metadata"]["subspace"] for name in names}
+    return {name: {key: value for key, value in record.items() if key != "digest"} for name, record in found.items()}
+
+
+def _table(executions: Mapping[str, Mapping[str, Any]]) -> str:
+    return HEADER + "".join(_line(name, record) for name, record in executions.items())
+
+
+def _line(name: str, record: Mapping[str, Any]) -> str:
+    versions = ", ".join(f"{package} {version}" for package, version in record["versions"].items())
+    profile = record["profile"] + (" (stand-in images)" if record["standins"] else "")
+    date = record["date"].replace("T", " ").removesuffix("+00:00")
+    cells = (f"[{name}]({name}.ipynb)", f"{record['seconds']:.0f}", profile, record["device"], date)
+    return f"| {' | '.join(cells)} | {record['commit']} | {versions} |\n"
