@@ -16,6 +16,7 @@ lint: .venv/installed
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/codespell
 
 check-pages: .venv/installed
 	$(BIN)/pytest -m browser tests
