@@ -1,9 +1,10 @@
 # make book: build the book.  make test: check everything.  make check-pages: open the built book in a browser.
+# make colab: run every chapter as Colab does.
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: book test lint check-pages
+.PHONY: book test lint check-pages colab
 
 book: .venv/installed
 	@$(BIN)/python -m subspace_lib book
@@ -20,6 +21,14 @@ lint: .venv/installed
 
 check-pages: .venv/installed
 	$(BIN)/pytest -m browser tests
+
+# The packages of .venv without the checkout, and Colab's ipywidgets before its own.
+colab: .venv/colab
+	SUBSPACE_DATA=$${SUBSPACE_DATA:-$(CURDIR)/data} PYTHONPATH=$(CURDIR)/.venv/colab:$$($(BIN)/python -c 'import site; print(site.getsitepackages()[0])') \
+		$$($(BIN)/python -c 'import sys; print(sys._base_executable)') tests/colab.py .
+
+.venv/colab: .venv/installed
+	@$(INSTALL) --target $@ --upgrade --no-deps ipywidgets==7.7.1
 
 .venv/installed: requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("Python 3.11 or newer is needed, and $(PYTHON) is %d.%d. Name another one: make PYTHON=python3.12 ..." % v[:2])'

@@ -1,0 +1,84 @@
+"""The workflows: what a schema and a linter can know about them, and what this book promises of them."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER = ROOT / ".github" / "workflows"
+WORKFLOWS = {path.name: yaml.safe_load(path.read_text()) for path in sorted(FOLDER.glob("*.yml"))}
+
+
+def run(*command: str) -> None:
+    done = subprocess.run(
+        [str(Path(sys.executable).with_name(command[0])), *command[1:]], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def steps_of(workflow: dict[str, Any]) -> list[dict[str, Any]]:
+    return [step for job in workflow["jobs"].values() for step in job["steps"]]
+
+
+def test_all_are_there() -> None:
+    assert set(WORKFLOWS) == {"ci.yml", "publish.yml", "gpu.yml", "links.yml", "colab.yml"}
+
+
+def test_they_fit_the_schemas() -> None:
+    run("check-jsonschema", "--builtin-schema", "vendor.github-workflows", *map(str, FOLDER.glob("*.yml")))
+    run("check-jsonschema", "--builtin-schema", "vendor.dependabot", str(ROOT / ".github" / "dependabot.yml"))
+
+
+def test_the_linter_finds_nothing() -> None:
+    run("zizmor", "--offline", "--no-progress", str(ROOT / ".github"))
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_actions_are_pinned_and_permissions_are_least(name: str) -> None:
+    assert WORKFLOWS[name]["permissions"] == {}
+    used = re.findall(r"uses: (.+)", (FOLDER / name).read_text())
+    assert all(re.fullmatch(r"actions/[\w-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", action) for action in used), used
+    for job in WORKFLOWS[name]["jobs"].values():
+        allowed = {"contents": "read"}
+        if any("deploy-pages" in step.get("uses", "") for step in job["steps"]):
+            allowed = {"pages": "write", "id-token": "write"}
+        assert job["permissions"] in ({}, allowed)
+        assert job["timeout-minutes"] <= 120
+
+
+def test_an_action_has_one_version() -> None:
+    used = {line for name in WORKFLOWS for line in re.findall(r"uses: (\S+)", (FOLDER / name).read_text())}
+    assert len(used) == len({line.partition("@")[0] for line in used})
+
+
+def test_a_gpu_is_only_used_where_there_is_one_and_a_maintainer_said_so() -> None:
+    jobs = WORKFLOWS["gpu.yml"]["jobs"]
+    assert WORKFLOWS["gpu.yml"][True]["pull_request"] == {"types": ["labeled"]}
+    assert "pull_request_target" not in (FOLDER / "gpu.yml").read_text()
+    condition = jobs["execute"]["if"]
+    assert condition.startswith("vars.GPU_RUNNER != '' && ")
+    assert "github.event_name != 'pull_request' || github.event.label.name == 'gpu'" in condition
+    assert jobs["execute"]["runs-on"] == "${{ vars.GPU_RUNNER }}"
+    assert jobs["without-a-gpu"]["if"] == "vars.GPU_RUNNER == ''"
+    assert "::notice" in jobs["without-a-gpu"]["steps"][0]["run"]
+    assert jobs["deploy"]["if"].startswith("github.event_name != 'pull_request'")
+    assert jobs["execute"]["steps"][0]["run"] == "nvidia-smi"
+    [upload] = [step for step in jobs["execute"]["steps"] if step.get("if") == "always()"]
+    assert "_build/executed/*.ipynb" in upload["with"]["path"]
+
+
+def test_ci_runs_what_the_repository_runs_on_every_python() -> None:
+    job = WORKFLOWS["ci.yml"]["jobs"]["everything"]
+    assert job["strategy"]["matrix"]["python"] == ["3.11", "3.12", "3.13"]
+    assert ".ci/run" in [step.get("run") for step in job["steps"]]
+
+
+def test_updates_leave_jupyter_book_below_2() -> None:
+    updates = yaml.safe_load((ROOT / ".github" / "dependabot.yml").read_text())["updates"]
+    ignored = [one for update in updates for one in update.get("ignore", [])]
+    assert {"dependency-name": "jupyter-book", "versions": [">=2"]} in ignored
