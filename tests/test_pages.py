@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import axe_playwright_python
 import pytest
 
 HTML = Path(__file__).resolve().parents[1] / "_build" / "html"
@@ -53,6 +54,16 @@ LOOK = """async () => {
 }"""
 
 
+AXE = Path(axe_playwright_python.__file__).with_name("axe.min.js")
+CHECK = """async theme => {
+  const page = document.documentElement.dataset;
+  page.theme = page.mode = theme;
+  const found = await axe.run(document, {resultTypes: ['violations']});
+  return found.violations.filter(rule => ['serious', 'critical'].includes(rule.impact))
+    .map(rule => [rule.id, ...rule.nodes.map(node => node.html.slice(0, 200) + ' ' + (node.any[0] || {}).message)]);
+}"""
+
+
 def missing(what: str) -> None:
     """Skip, or fail where everything has to be there."""
     if os.environ.get("CI") == "true":
@@ -90,6 +101,9 @@ def visit(browser: Any, path: Path) -> dict[str, Any]:
     page.goto(path.as_uri(), wait_until="load")
     found: dict[str, Any] = page.evaluate(LOOK)
     page.wait_for_timeout(100)
+    page.add_style_tag(content="* {transition: none !important}")
+    page.evaluate(AXE.read_text(encoding="utf-8"))
+    found["barriers"] = {theme: page.evaluate(CHECK, theme) for theme in ("light", "dark")}
     page.close()
     found["requests"] = [url for url in requests if not url.startswith(("file:", "data:", "blob:"))]
     found["errors"] = errors
@@ -126,6 +140,12 @@ def test_sliders_move(name: str, visits: dict[str, dict[str, Any]]) -> None:
     for slider in visits[name]["sliders"]:
         assert len(slider["first"]) == len(slider["last"]) == 1, slider["label"]
         assert slider["first"] != slider["last"], slider["label"]
+
+
+@pages
+def test_nobody_is_shut_out(name: str, visits: dict[str, dict[str, Any]]) -> None:
+    """No serious finding of axe-core, in either theme, with every answer opened."""
+    assert visits[name]["barriers"] == {"light": [], "dark": []}
 
 
 @pages
