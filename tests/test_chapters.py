@@ -207,3 +207,8 @@ def test_the_readme_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
     blocks = re.findall(r"(?ms)^```python\n(.*?)^```", (ROOT / "README.md").read_text())
     exec("\n".join(blocks), {})
     assert "trained numbers instead of" in capsys.readouterr().out
+
+
+def test_the_page_on_own_models_shows_the_file_that_it_offers() -> None:
+    [cell] = [cell for cell in cells_of(BOOK / "own_model.ipynb", "code") if cell["id"] == "measure"]
+    assert cell["source"] == (BOOK / "_static" / "own_model.py").read_text(encoding="utf-8").strip()
