@@ -22,8 +22,8 @@ class Estimate:
     d90 : float
         Where the isotonic fit of the curve reaches the level; infinity, if it never does.
     low, high : float
-        Its 95% bootstrap interval over seeds, the baseline's included; or the smallest and largest of the single
-        seeds, where there are fewer than five.
+        Its 95% bootstrap interval over seeds, the baseline's included; or the smallest and largest of d90 and
+        of the single seeds, where there are fewer than five.
     kind : str
         "interval" or "range", as the two above.
     baseline, level : float
@@ -100,7 +100,7 @@ def intrinsic_dimension(
         found = [crossing_of(draw)[0] for draw in draws.tolist()]
         low, high = np.quantile(found, [0.025, 0.975], method="inverted_cdf")
     else:
-        found = [crossing_of([i])[0] for i in range(seeds)]
+        found = [d90, *(crossing_of([i])[0] for i in range(seeds))]
         low, high = min(found), max(found)
     kind = "interval" if seeds >= SEEDS_OF_AN_INTERVAL else "range"
     bracketed = ends[0] < level <= ends[-1]

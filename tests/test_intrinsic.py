@@ -136,3 +136,12 @@ def test_the_search_finds_it_with_few_runs_from_either_side():
 def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_a_range_holds_the_estimate_itself():
+    """Making the mean increasing moves its crossing past those of both seeds."""
+    curve = {1: [0.0, 0.21], 10: [0.46, 0.26], 100: [0.92, 0.55], 1000: [0.73, 0.88], 10_000: [1.0, 1.0]}
+    found = intrinsic_dimension(curve, [0.9, 1.0])
+    alone = [intrinsic_dimension({d: [row[i]] for d, row in curve.items()}, [[0.9, 1.0][i]]).d90 for i in (0, 1)]
+    assert max(alone) < found.d90
+    assert (found.low, found.high, found.kind) == (min(alone), found.d90, "range")
