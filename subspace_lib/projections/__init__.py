@@ -8,10 +8,11 @@ import torch
 
 from subspace_lib.projections.base import Projection
 from subspace_lib.projections.dense import DenseProjection, OrthogonalProjection
+from subspace_lib.projections.kronecker import KroneckerProjection
 from subspace_lib.projections.layerwise import LayerwiseProjection, split_budget
 from subspace_lib.projections.sharing import OneHotProjection
 from subspace_lib.projections.sparse import SparseProjection
-from subspace_lib.projections.transforms import FastfoodProjection, HadamardProjection, KroneckerProjection
+from subspace_lib.projections.transforms import FastfoodProjection, HadamardProjection
 
 PROJECTIONS: dict[str, type[Projection]] = {
     family.name: family

@@ -1,9 +1,8 @@
-"""Matrix-free projections made of fast transforms and of small factors."""
+"""Matrix-free projections made of fast transforms."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -242,68 +241,3 @@ class FastfoodProjection(Projection):
         x, _ = self._transform(x, spare)
         x = x.view(-1, *self.signs.shape).mul_(self.signs).sum((1, 3))
         return x[:, : self.d].reshape(*v.shape[:-1], self.d)
-
-
-class KroneckerProjection(Projection):
-    """P = A kron B cut to D x d: two small products instead of one large one.
-
-    A and B have about sqrt(D) rows; z is laid out as a matrix Z and P z is A Z B^T, read row by row. The columns of
-    A and B are Gaussian with norm 1, or orthonormal, so the columns of P have norm 1 up to the few rows that are cut.
-    A costs a factor of d and B one of D, so A takes more of the columns: a third of its rows, as long as that
-    is more than sqrt(d). Cost: at most about D sqrt(d) operations. Keeps at most about D / 3 + 2 sqrt(D d) numbers.
-
-    Parameters
-    ----------
-    D, d, seed, dtype
-        As in ``Projection``.
-    orthonormal : bool
-        Orthonormal columns in A and B.
-    """
-
-    name = "kronecker"
-
-    def __init__(
-        self, D: int, d: int, seed: int = 0, *, orthonormal: bool = False, dtype: torch.dtype | None = None
-    ) -> None:
-        super().__init__(D, d, seed, dtype=dtype)
-        if not isinstance(orthonormal, bool):
-            raise TypeError(f"orthonormal must be True or False, got {orthonormal!r}")
-        self.orthonormal = orthonormal
-        generator = torch.Generator().manual_seed(seed)
-        rows_B = math.ceil(math.sqrt(D))
-        rows_A = -(-D // rows_B)
-        columns_A = min(d, rows_A, max(math.ceil(math.sqrt(d)), rows_A // 3))
-        columns_B = -(-d // columns_A)
-        for name, rows, columns in (("A", rows_A, columns_A), ("B", rows_B, columns_B)):
-            factor = torch.randn(rows, columns, generator=generator, dtype=torch.float64)
-            factor = torch.linalg.qr(factor).Q if orthonormal else factor.div_(factor.norm(dim=0))
-            self.register_buffer(name, factor.to(self.dtype).contiguous(), persistent=False)
-
-    A: Tensor
-    B: Tensor
-
-    def options(self) -> dict[str, Any]:
-        """Whether the factors are orthonormal, beside D, d and seed."""
-        return {"orthonormal": self.orthonormal}
-
-    def _multiply(self, z: Tensor) -> Tensor:
-        Z = _as_matrix(z, self.A.shape[1], self.B.shape[1])
-        return (self.A @ Z @ self.B.T).reshape(*z.shape[:-1], -1)[..., : self.D]
-
-    def write(self, theta0: Tensor, z: Tensor, out: Tensor) -> None:
-        """Write theta0 + P z into ``out``."""
-        rows, columns = self.D // len(self.B), len(self.B)
-        AZ = self.A @ _as_matrix(z, self.A.shape[1], self.B.shape[1])
-        whole = slice(0, rows * columns), slice(rows * columns, self.D)
-        torch.addmm(theta0[whole[0]].view(rows, columns), AZ[:rows], self.B.T, out=out[whole[0]].view(rows, columns))
-        if rows * columns < self.D:
-            torch.addmv(theta0[whole[1]], self.B[: self.D - rows * columns], AZ[rows], out=out[whole[1]])
-
-    def _multiply_transposed(self, v: Tensor) -> Tensor:
-        V = _as_matrix(v, self.A.shape[0], self.B.shape[0])
-        return (self.A.T @ (V @ self.B)).reshape(*v.shape[:-1], -1)[..., : self.d]
-
-
-def _as_matrix(x: Tensor, rows: int, columns: int) -> Tensor:
-    padded = torch.nn.functional.pad(x, (0, rows * columns - x.shape[-1]))
-    return padded.reshape(*x.shape[:-1], rows, columns)
