@@ -140,7 +140,7 @@ def find_standins() -> list[str]:
     """Names of the data sets for which a stand-in serves. What is missing is fetched here, once."""
     from subspace_lib.datasets import load_dataset
 
-    names = [load_dataset(name).name for name in ("mnist",)]
+    names = [load_dataset(name).name for name in ("mnist", "cifar10")]
     return [name for name in names if name.endswith("-standin")]
 
 

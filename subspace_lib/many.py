@@ -11,10 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from subspace_lib.memory import explained_when_full
 from subspace_lib.subspace import SubspaceModel
 from subspace_lib.training import History, Split, check_labels, check_run, fused, laid_out
 
 
+@explained_when_full()
 def fit_many(
     models: Sequence[SubspaceModel],
     data: Split,

@@ -1,8 +1,9 @@
-"""Memory: keeping what was freed at hand, and the most that was in use."""
+"""Memory: keeping what was freed at hand, the most that was in use, and what to do where there is too little."""
 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
@@ -25,6 +26,24 @@ def keep_freed_memory() -> None:
     mallopt(3), M_MMAP_THRESHOLD and M_TRIM_THRESHOLD: both adjust themselves to the blocks that are freed.
     """
     torch.empty(LARGEST, dtype=torch.uint8)
+
+
+@contextlib.contextmanager
+def explained_when_full() -> Iterator[None]:
+    """Say what to do where a GPU's memory does not suffice.
+
+    Raises
+    ------
+    torch.OutOfMemoryError
+        In place of PyTorch's own, whose message it keeps.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise torch.OutOfMemoryError(
+            "the GPU's memory is full; in a chapter take PROFILE = \"quick\" and restart the kernel, "
+            f"elsewhere a smaller batch_size or fewer runs at a time ({error})"
+        ) from None
 
 
 class PeakMemory:

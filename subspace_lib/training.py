@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from subspace_lib.memory import keep_freed_memory
+from subspace_lib.memory import explained_when_full, keep_freed_memory
 from subspace_lib.subspace import SubspaceModel, SubspaceOptimizer
 
 
@@ -75,6 +75,7 @@ class DivergedError(ValueError):
         self.history = history
 
 
+@explained_when_full()
 def fit(
     model: nn.Module,
     data: Split,
