@@ -40,6 +40,7 @@ def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
     sweep.add_argument("--profile", default="full", help="smoke, quick or full (the default)")
     sweep.add_argument("--device", choices=DEVICES, help="by default the GPU if there is one")
     sweep.add_argument("--jobs", type=int, help="processes at a time; by default one a core, on a GPU 1")
+    sweep.add_argument("--dask", metavar="ADDRESS", help="scheduler of a Dask cluster, as tcp://host:8786")
     sweep.add_argument("--out", type=Path, default=Path("data"), help="folder of records/ and results/")
     commands.add_parser("data", help="fetch the data sets, and say what is there")
     return parser.parse_args(arguments)
@@ -58,7 +59,9 @@ def show_data() -> None:
         print(f"{name}: {kind}; {sizes}; images {tuple(data.train[0].shape[1:])}")
 
 
-def run_sweeps(experiments: list[str], profile: str, device: str | None, jobs: int | None, out: Path) -> None:
+def run_sweeps(
+    experiments: list[str], profile: str, device: str | None, jobs: int | None, dask: str | None, out: Path
+) -> None:
     """Make the runs of each experiment; only full-size runs enter the tables of results/."""
     from subspace_lib.study import EXPERIMENTS, experiment
     from subspace_lib.sweep import sweep
@@ -73,7 +76,7 @@ def run_sweeps(experiments: list[str], profile: str, device: str | None, jobs: i
         records = out / "records" / (name if full else f"{profile}/{name}")
         table = (out / "results" if full else records.parent) / f"{name}.jsonl"
         try:
-            known = sweep(specs, records, table, device=device, jobs=jobs, require_real=full)
+            known = sweep(specs, records, table, device=device, jobs=jobs, dask=dask, require_real=full)
         except SweepError as error:
             failed.append(str(error))
             continue
@@ -94,7 +97,7 @@ def main(arguments: list[str] | None = None) -> int:
 
             run_benchmark(chosen.device, chosen.out)
         elif chosen.command == "sweep":
-            run_sweeps(chosen.experiments, chosen.profile, chosen.device, chosen.jobs, chosen.out)
+            run_sweeps(chosen.experiments, chosen.profile, chosen.device, chosen.jobs, chosen.dask, chosen.out)
         else:
             show_data()
     except (BookError, SweepError) as error:

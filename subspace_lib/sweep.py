@@ -26,6 +26,7 @@ from subspace_lib.records import Record, Spec, read_records, write_record, write
 from subspace_lib.runs import run
 
 LARGEST_GROUP = 32
+DASK_TIMEOUT = "10s"
 
 
 class SweepError(Exception):
@@ -39,6 +40,7 @@ def sweep(
     *,
     device: str = "cpu",
     jobs: int = 1,
+    dask: str | None = None,
     require_real: bool = True,
 ) -> dict[str, Record]:
     """Make the runs that have no record yet, and gather all of an experiment in its table.
@@ -58,7 +60,10 @@ def sweep(
     device : str
         "cpu": processes of one thread each; "cuda": groups of runs in ``fit_many``.
     jobs : int
-        Processes at a time.
+        Processes at a time, on this machine.
+    dask : str, optional
+        Address of a Dask scheduler, whose workers then make the runs in place of processes of this machine. They have
+        to see the same folders, and should have one thread each. A run whose worker dies is made again by another.
     require_real : bool
         Whether a missing data set is an error; else its offline stand-in is used, and named in the record.
 
@@ -75,6 +80,8 @@ def sweep(
         If there are records of another version.
     ValueError
         If the device or the number of jobs is not possible.
+    OSError
+        If no Dask scheduler answers.
     """
     check_device(device)
     if jobs < 1:
@@ -84,9 +91,13 @@ def sweep(
     try:
         known = gather(records, table)
         missing = [spec for spec in specs if spec.key not in known]
-        work = functools.partial(_attempt, folder=records, device=device, require_real=require_real, commit=_commit())
+        work = functools.partial(
+            _attempt, folder=records.resolve(), device=device, require_real=require_real, commit=_commit()
+        )
+        groups = _groups(missing, device)
+        outcomes = _on_cluster(work, groups, dask) if dask else _in_processes(work, groups, jobs)
         with tqdm(total=len(specs), initial=len(specs) - len(missing), desc=table.stem, unit="run") as bar:
-            for outcome in _in_processes(work, _groups(missing, device), jobs):
+            for outcome in outcomes:
                 failures |= outcome
                 bar.update(len(outcome))
     finally:
@@ -169,6 +180,21 @@ def _groups(specs: Sequence[Spec], device: str) -> list[list[Spec]]:
         for group in groups.values()
         for start in range(0, len(group), LARGEST_GROUP)
     ]
+
+
+def _on_cluster(
+    work: Callable[[Sequence[Spec]], dict[str, str]], groups: Sequence[list[Spec]], address: str
+) -> Iterator[dict[str, str]]:
+    """Outcomes as they come from the workers of a Dask cluster, which makes a run again if its worker dies."""
+    from distributed import Client, KilledWorker, as_completed
+
+    with Client(address, timeout=DASK_TIMEOUT) as client:  # type: ignore[no-untyped-call]
+        group_of = {client.submit(work, group, pure=False): group for group in groups}
+        for future in as_completed(group_of):  # type: ignore[no-untyped-call]
+            try:
+                yield future.result()
+            except KilledWorker:
+                yield {spec.key: "each worker that tried it died" for spec in group_of[future]}
 
 
 def _in_processes(

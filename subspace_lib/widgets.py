@@ -1,4 +1,4 @@
-"""Sliders that need no kernel: they move on the built page, in Jupyter and in Colab alike."""
+"""Sliders and choices that need no kernel: they move on the built page, in Jupyter and in Colab alike."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import matplotlib.pyplot as plt
+import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -93,6 +94,156 @@ class FrameSlider:
             f'aria-valuetext="{now}" autocomplete="off" oninput="{_SHOW}" style="width:50%;vertical-align:middle"> '
             f'<output for="{name}">{now}</output></div></div>'
         )
+
+
+_MARKED = "outline:3px solid;outline-offset:-3px;font-weight:700"
+_CELL = "border:1px solid;padding:.2em .5em;text-align:center;min-width:1.6em"
+_MARK = (
+    "const w=this.closest('details');"
+    "w.querySelectorAll('[data-entries]').forEach(c=>{"
+    "const on=c.dataset.entries.split(' ').includes(this.value);"
+    "c.style.outline=on?'3px solid':'';c.style.outlineOffset=on?'-3px':'';c.style.fontWeight=on?'700':'';});"
+    "const t=this.dataset.say.split('|')[this.value];"
+    "w.querySelector('output').value=t;this.setAttribute('aria-valuetext',t);"
+)
+
+
+class FormatExplorer:
+    """A small matrix in the sparse formats COO, CSR and CSC: choose a format, and walk through its entries.
+
+    Shown as plain HTML. Each format is a ``<details>`` element that holds the matrix and the arrays that store it, as
+    tables, and a slider that marks one entry in all of them and says how it is found. Formats open and close with no
+    JavaScript, by mouse or keyboard, one at a time in browsers that know the attribute ``name``; only the slider needs
+    a line of JavaScript. No kernel, no network.
+
+    Parameters
+    ----------
+    matrix : sequence of sequences of numbers, or numpy array
+        Shape (rows, columns); at least one entry is not zero.
+
+    Attributes
+    ----------
+    arrays : dict of dict of list
+        For each format the names of its arrays and what they hold, as PyTorch stores them.
+
+    Raises
+    ------
+    ValueError
+        If the matrix is not of two dimensions, all zero, or the page would pass 300 kB.
+
+    Examples
+    --------
+    >>> FormatExplorer([[0, 5], [7, 0]]).arrays["CSR"]["row_starts"]
+    [0, 1, 2]
+    """
+
+    def __init__(self, matrix: Sequence[Sequence[float]] | np.ndarray) -> None:
+        self.matrix = np.asarray(matrix)
+        if self.matrix.ndim != 2:
+            raise ValueError(f"the matrix must have two dimensions, got shape {self.matrix.shape}")
+        rows, columns = (index.tolist() for index in np.nonzero(self.matrix))
+        if not rows:
+            raise ValueError(f"the matrix of shape {self.matrix.shape} holds no entry that is not zero")
+        by_row = list(zip(rows, columns, strict=True))
+        by_column = sorted(by_row, key=lambda entry: (entry[1], entry[0]))
+        self._order = {"COO": by_row, "CSR": by_row, "CSC": by_column}
+        self.arrays: dict[str, dict[str, Sequence[float]]] = {
+            "COO": {"row_of": rows, "column_of": columns, "value": self._values(by_row)},
+            "CSR": {
+                "row_starts": _starts(rows, len(self.matrix)),
+                "column_of": columns,
+                "value": self._values(by_row),
+            },
+            "CSC": {
+                "column_starts": _starts([column for _, column in by_column], self.matrix.shape[1]),
+                "row_of": [row for row, _ in by_column],
+                "value": self._values(by_column),
+            },
+        }
+        if (size := len(self._repr_html_())) > LIMIT_BYTES:
+            raise ValueError(f"the page would take {size:,} bytes, more than {LIMIT_BYTES:,}; use a smaller matrix")
+
+    def say(self, kind: str, entry: int) -> str:
+        """How entry number ``entry`` of a format is found in its arrays, in words."""
+        row, column = self._order[kind][entry]
+        arrays = self.arrays[kind]
+        value = f"value[{entry}] = {arrays['value'][entry]}"
+        if kind == "COO":
+            return f"entry {entry}: row_of[{entry}] = {row}, column_of[{entry}] = {column}, {value}"
+        major, minor = (row, column) if kind == "CSR" else (column, row)
+        long, other = ("row", "column") if kind == "CSR" else ("column", "row")
+        starts = arrays[f"{long}_starts"]
+        return (
+            f"entry {entry}: {long} {major} holds the entries from {long}_starts[{major}] = {starts[major]} up to, "
+            f"but without, {long}_starts[{major + 1}] = {starts[major + 1]}; {other}_of[{entry}] = {minor}, {value}"
+        )
+
+    def _values(self, order: Sequence[tuple[int, int]]) -> list[float]:
+        return [self.matrix[entry].item() for entry in order]
+
+    def _entries(self, kind: str, array: str, position: int) -> list[int]:
+        """The entries that a cell of an array has to do with."""
+        if not array.endswith("_starts"):
+            return [position]
+        axis = 0 if kind == "CSR" else 1
+        near = (position - 1, position)  # where one row ends, the next begins
+        return [entry for entry, place in enumerate(self._order[kind]) if place[axis] in near]
+
+    def _matrix_html(self, kind: str) -> str:
+        number = {place: entry for entry, place in enumerate(self._order[kind])}
+        head = "".join(f'<th scope="col">{column}</th>' for column in range(self.matrix.shape[1]))
+        body = ""
+        for row, values in enumerate(self.matrix.tolist()):
+            cells = (_cell(value, [number[row, c]] if (row, c) in number else []) for c, value in enumerate(values))
+            body += f'<tr><th scope="row">{row}</th>{"".join(cells)}</tr>'
+        return _table("the matrix", f"<tr><td></td>{head}</tr>{body}")
+
+    def _arrays_html(self, kind: str) -> str:
+        tables = ""
+        for name, values in self.arrays[kind].items():
+            positions = "".join(f'<th scope="col">{position}</th>' for position in range(len(values)))
+            cells = (_cell(value, self._entries(kind, name, position)) for position, value in enumerate(values))
+            tables += _table(f"{name}, {len(values)} numbers", f"<tr>{positions}</tr><tr>{''.join(cells)}</tr>")
+        return tables
+
+    def _repr_html_(self) -> str:
+        group = f"subspace-formats-{next(_numbers)}"
+        rules = {
+            "COO": "COO, coordinates: each entry with its row and its column",
+            "CSR": "CSR, compressed sparse rows: the entries row by row, and where each row starts",
+            "CSC": "CSC, compressed sparse columns: the entries column by column, and where each column starts",
+        }
+        pages = ""
+        for kind, rule in rules.items():
+            said = [self.say(kind, entry) for entry in range(len(self._order[kind]))]
+            label = f"{group}-{kind}"
+            pages += (
+                f'<details name="{group}"{" open" if kind == "COO" else ""}><summary>{rule}</summary>'
+                f'<div style="display:flex;flex-wrap:wrap;gap:0 2em">{self._matrix_html(kind)}'
+                f"<div>{self._arrays_html(kind)}</div></div>"
+                f'<div><label for="{label}">{kind}, entry</label> '
+                f'<input type="range" id="{label}" min="0" max="{len(said) - 1}" step="1" value="0" '
+                f'aria-valuetext="{said[0]}" data-say="{"|".join(said)}" autocomplete="off" oninput="{_MARK}" '
+                f'style="width:40%;vertical-align:middle"><br><output for="{label}">{said[0]}</output></div></details>'
+            )
+        return f'<div class="subspace-formats">{pages}</div>'
+
+
+def _starts(sorted_places: Sequence[int], count: int) -> list[int]:
+    """Where each row (or column) starts in a list of entries that is sorted by it, and where the last one ends."""
+    return [int(start) for start in np.searchsorted(sorted_places, range(count + 1))]
+
+
+def _cell(value: float, entries: Sequence[int]) -> str:
+    marked = f";{_MARKED}" if 0 in entries else ""
+    about = f' data-entries="{" ".join(map(str, entries))}"' if entries else ""
+    return f'<td{about} style="{_CELL}{marked}">{value}</td>'
+
+
+def _table(caption: str, rows: str) -> str:
+    style = "border-collapse:collapse;margin:.4em 0;width:auto;display:table"
+    top = "caption-side:top;text-align:left"
+    return f'<table style="{style}"><caption style="{top}">{caption}</caption><tbody>{rows}</tbody></table>'
 
 
 def _png(figure: Figure) -> str:

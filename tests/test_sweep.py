@@ -3,11 +3,14 @@
 import csv
 import itertools
 import json
+import logging
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -45,7 +48,7 @@ SPEC = Spec(
     batch_size=32,
 )
 SPECS = [replace(SPEC, d=d, seed=seed) for seed in (0, 1) for d in (2, 5, 9)]
-SCRIPT = """
+SLOWLY = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
@@ -60,8 +63,19 @@ def logged(specs, data):
         log.write("".join(spec.key + chr(10) for spec in specs))
     return original(specs, data)
 test_sweep.sweep.run = logged
-test_sweep.sweep.sweep(test_sweep.SPECS, folder / "records", folder / "test.jsonl")
 """
+SWEEP = SLOWLY + 'test_sweep.sweep.sweep(test_sweep.SPECS, folder / "records", folder / "test.jsonl")'
+DASK_WORKER = (
+    SLOWLY
+    + """
+import asyncio
+from distributed import Worker
+async def work():
+    async with Worker(sys.argv[4], nthreads=1, local_directory=sys.argv[2]) as worker:
+        await worker.finished()
+asyncio.run(work())
+"""
+)
 
 
 def small_data(images=96):
@@ -174,10 +188,10 @@ def test_a_sweep_runs_once_and_its_table_says_all(folder):
     assert not list((folder / "records").glob("*.json"))
 
 
-def start(folder, pause):
-    here = str(Path(__file__).parent)
+def start(folder, pause, script=SWEEP, *more):
+    arguments = [str(Path(__file__).parent), str(folder), str(pause), *more]
     return subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, here, str(folder), str(pause)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        [sys.executable, "-c", script, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
 
 
@@ -202,6 +216,40 @@ def test_two_sweeps_over_one_folder_share_the_work(tmp_path):
     made = (tmp_path / "log").read_text().split()
     assert sorted(made) == sorted(spec.key for spec in SPECS)
     assert len(results("test", tmp_path)) == len(SPECS)
+
+
+def test_a_dask_worker_that_is_killed_takes_nothing_with_it(tmp_path):
+    from distributed import LocalCluster
+
+    with (
+        LocalCluster(n_workers=0, host="127.0.0.1", dashboard_address=":0", silence_logs=logging.CRITICAL) as cluster,
+        ThreadPoolExecutor(1) as thread,
+    ):
+        address = cluster.scheduler_address
+        workers = [start(tmp_path, 0.5, DASK_WORKER, address) for _ in range(2)]
+        try:
+            going = thread.submit(sweep.sweep, SPECS, tmp_path / "records", tmp_path / "test.jsonl", dask=address)
+            while len(list((tmp_path / "records").glob("*.json"))) < 2:
+                assert not going.done(), going.result()
+                time.sleep(0.01)
+            workers[0].kill()
+            assert going.result(timeout=120).keys() == {spec.key for spec in SPECS}
+            assert workers[1].poll() is None
+        finally:
+            for worker in workers:
+                worker.kill()
+                worker.wait()
+    assert sorted((row["d"], row["seed"]) for row in results("test", tmp_path)) == [
+        (spec.d, spec.seed) for spec in sorted(SPECS, key=lambda spec: (spec.d, spec.seed))
+    ]
+    assert len((tmp_path / "log").read_text().split()) in (len(SPECS), len(SPECS) + 1)  # once more, where it was killed
+
+
+def test_a_dask_scheduler_that_does_not_answer_is_one_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sweep, "DASK_TIMEOUT", "1s")
+    nobody = ["--dask", "tcp://127.0.0.1:9", "--out", str(tmp_path)]
+    assert main(["sweep", "lr", "--profile", "smoke", *nobody]) == 2
+    assert re.search(r"(?m)^error: .*127\.0\.0\.1:9.*\n\Z", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("harm", ["truncated", "edited", "emptied", "not ours"])
