@@ -18,7 +18,7 @@ from typing import Any
 
 from subspace_lib.chapters import BookError, Run, check_parameters, explain, keep, read_notebook, start, stop
 from subspace_lib.profiles import check_device, default_device, get_profile
-from subspace_lib.status import status_tables, write_executions
+from subspace_lib.status import CLEAN, status_tables, write_executions
 
 ROOT = Path(__file__).resolve().parents[1]
 DEVICES = ("cpu", "cuda")
@@ -215,6 +215,9 @@ def copy_pages(book: Path, executed: Path, names: Iterable[str]) -> None:
             shutil.copytree(path, executed / path.name)
         elif path.name not in chapters:
             shutil.copy2(path, executed)
+    (executed / CLEAN).mkdir()
+    for name in sorted(chapters):
+        shutil.copy2(book / name, executed / CLEAN)
 
 
 def build_pages(root: Path, executed: Path) -> Path:

@@ -1,4 +1,4 @@
-"""What ran where: the tables of the page `status`."""
+"""What ran where, and the chapters to take away: the tables of the page `status`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,12 @@ HEADER = """
 | chapter | seconds | profile | device | date | commit | versions |
 | --- | ---: | --- | --- | --- | --- | --- |
 """
+DOWNLOADS = """
+| chapter | as it is written | as it was executed |
+| --- | --- | --- |
+"""
+CLEAN = "notebooks"
+"""Folder beside the executed chapters with the same chapters as they are in the repository, without outputs."""
 
 
 def write_executions(path: Path, executed: Path, names: Iterable[str]) -> None:
@@ -29,7 +35,7 @@ def write_executions(path: Path, executed: Path, names: Iterable[str]) -> None:
 
 
 def status_tables(executed: Path, names: Iterable[str], gpu: Path) -> str:
-    """Two tables in Markdown: the executed chapters of this build, and those of the last full-size build on a GPU.
+    """Three tables in Markdown: what ran in this build, what ran in the last full-size build on a GPU, and downloads.
 
     Parameters
     ----------
@@ -42,7 +48,14 @@ def status_tables(executed: Path, names: Iterable[str], gpu: Path) -> str:
     """
     recorded = json.loads(gpu.read_text(encoding="utf-8")) if gpu.exists() else {}
     last = _table(recorded) if recorded else "\nNo GPU has executed the book yet.\n"
-    return f"\n## This build\n{_table(_executions(executed, names))}\n## The last build on a GPU\n{last}"
+    files = "".join(
+        f"| {name} | {{download}}`to run <{CLEAN}/{name}.ipynb>` | {{download}}`with its results <{name}.ipynb>` |\n"
+        for name in names
+    )
+    return (
+        f"\n## This build\n{_table(_executions(executed, names))}\n## The last build on a GPU\n{last}"
+        f"\n## Notebooks to take away\n{DOWNLOADS}{files}"
+    )
 
 
 def _executions(executed: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -102,7 +103,7 @@ def test_a_removed_page_is_not_missed(tmp_path: Path) -> None:
     root = make_root(tmp_path / "root")
     (executed / "gone.md").write_text("# Gone\n")
     book.copy_pages(root / "book", executed, [])
-    assert sorted(path.name for path in executed.iterdir()) == ["_toc.yml", "index.md"]
+    assert sorted(path.name for path in executed.iterdir()) == ["_toc.yml", "index.md", "notebooks"]
 
 
 @pytest.mark.parametrize(
@@ -218,6 +219,10 @@ def test_the_status_page_says_what_ran_where(tmp_path: Path) -> None:
     assert record["date"].partition("T")[0] in page and f"torch {record['versions']['torch']}" in page
     assert "smoke" in page and "No GPU has executed the book yet" in page
     assert not gpu.exists()
+    links = re.findall(r'href="(_downloads/[^"]+first\.ipynb)"', page)
+    clean, executed = ((root / "_build/html" / link).read_bytes() for link in links)
+    assert clean == (root / "book/first.ipynb").read_bytes()
+    assert executed == (root / "_build/executed/first.ipynb").read_bytes()
 
     write_executions(gpu, root / "_build/executed", ["first"])
     kept = json.loads(gpu.read_text())
@@ -225,6 +230,6 @@ def test_the_status_page_says_what_ran_where(tmp_path: Path) -> None:
     kept["first"] |= {"profile": "full", "device": "NVIDIA H200", "standins": ["mnist-standin"], "seconds": 123.4}
     gpu.write_text(json.dumps(kept))
     text = status_tables(root / "_build/executed", ["first"], gpu)
-    last = text.split("## The last build on a GPU")[1].strip().splitlines()
+    last = text.split("## The last build on a GPU")[1].split("\n## ")[0].strip().splitlines()
     assert len(last) == 3
     assert last[2].startswith("| [first](first.ipynb) | 123 | full (stand-in images) | NVIDIA H200 |")

@@ -72,8 +72,8 @@ def missing(what: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def visits() -> Iterator[dict[str, dict[str, Any]]]:
-    """What the browser found on each page."""
+def browser() -> Iterator[Any]:
+    """Chromium, and pages to open in it."""
     executable = next(filter(None, map(shutil.which, BROWSERS)), None)
     if executable is None:
         missing("no Chromium on the PATH: install the package `chromium`")
@@ -83,8 +83,14 @@ def visits() -> Iterator[dict[str, dict[str, Any]]]:
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=executable, args=FLAGS)
-        yield {path.name: visit(browser, path) for path in PAGES}
+        yield browser
         browser.close()
+
+
+@pytest.fixture(scope="module")
+def visits(browser: Any) -> dict[str, dict[str, Any]]:
+    """What the browser found on each page."""
+    return {path.name: visit(browser, path) for path in PAGES}
 
 
 def visit(browser: Any, path: Path) -> dict[str, Any]:
@@ -161,3 +167,28 @@ def test_links_lead_somewhere(name: str, visits: dict[str, dict[str, Any]]) -> N
 def test_the_book_has_math_and_sliders(visits: dict[str, dict[str, Any]]) -> None:
     assert visits["index.html"]["math"] > 0
     assert sum(len(found["sliders"]) for found in visits.values()) > 0
+
+
+@pages
+def test_figures_and_answers_are_there_without_javascript(name: str, browser: Any) -> None:
+    page = browser.new_context(java_script_enabled=False).new_page()
+    page.goto((HTML / name).as_uri(), wait_until="load")
+    for slider in page.locator(".subspace-slider").all():
+        pictures = slider.locator("img").all()
+        assert all(picture.is_visible() for picture in pictures), "without a slider all its pictures are shown"
+    for picture in page.locator("article img").all():
+        if not picture.locator("xpath=ancestor::details").count():
+            assert picture.is_visible(), picture.get_attribute("alt")
+    for answer in page.locator("article details").all():
+        answer.locator("summary").first.click()
+        assert len(answer.inner_text()) > len(answer.locator("summary").first.inner_text())
+    page.context.close()
+
+
+def test_search_needs_no_network(browser: Any) -> None:
+    page = browser.new_page()
+    page.route(re.compile("^(?!file:|data:|blob:)"), lambda route: route.abort())
+    page.goto((HTML / "search.html").as_uri() + "?q=orthonormal")
+    page.wait_for_selector("#search-results li a")
+    assert page.locator("#search-results li a").count() > 1
+    page.close()
