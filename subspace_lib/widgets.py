@@ -218,7 +218,8 @@ class FormatExplorer:
             said = [self.say(kind, entry) for entry in range(len(self._order[kind]))]
             label = f"{group}-{kind}"
             pages += (
-                f'<details name="{group}"{" open" if kind == "COO" else ""}><summary>{rule}</summary>'
+                f'<details name="{group}"{" open" if kind == "COO" else ""} style="margin:.5em 0">'
+                f'<summary style="cursor:pointer">{rule}</summary>'
                 f'<div style="display:flex;flex-wrap:wrap;gap:0 2em">{self._matrix_html(kind)}'
                 f"<div>{self._arrays_html(kind)}</div></div>"
                 f'<div><label for="{label}">{kind}, entry</label> '
@@ -242,7 +243,7 @@ def _cell(value: float, entries: Sequence[int]) -> str:
 
 def _table(caption: str, rows: str) -> str:
     style = "border-collapse:collapse;margin:.4em 0;width:auto;display:table"
-    top = "caption-side:top;text-align:left"
+    top = "caption-side:top;text-align:left;white-space:nowrap;color:inherit"
     return f'<table style="{style}"><caption style="{top}">{caption}</caption><tbody>{rows}</tbody></table>'
 
 
