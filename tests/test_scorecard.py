@@ -7,7 +7,7 @@ import pytest
 
 from subspace_lib.intrinsic import crossing
 from subspace_lib.records import COLUMNS, DATA, published
-from subspace_lib.scorecard import intrinsic_dimensions, scorecard, studys_dimension
+from subspace_lib.scorecard import intrinsic_dimensions, scorecard, studys_dimension, why
 
 RUN = dict.fromkeys(COLUMNS, "") | {"dataset": "mnist", "model": "lenet", "projection": "hadamard", "lr": 0.03}
 
@@ -60,6 +60,36 @@ def test_splits_variants_and_small_networks_find_their_runs(folder):
     for layout in ("sparse", "sparse_coo", "sparse_csr", "sparse_csc"):
         assert next(ours for key, ours in rows.items() if key[:2] == ("fig5-6", layout)) == 0.001
     assert rows["fig8", "none", 261, ""] == pytest.approx((0.250 + 0.261) / 2)
+
+
+def test_a_difference_is_explained_by_recorded_runs_or_not_at_all(folder):
+    put(
+        folder,
+        "f1",
+        [{"model": "mlp", "d": 300, "val_accuracy": 0.83}, {"model": "mlp", "d": 500, "val_accuracy": 0.87}],
+    )
+    put(folder, "f3", [{"d": 125, "val_accuracy": 0.81}])
+    put(
+        folder, "f8", [{"model": "small_lenet", "projection": "none", "D": 261, "val_accuracy": a} for a in (0.8, 0.84)]
+    )
+
+    def sentences():
+        return {(row["figure"], row["d"]): why(row, folder) for row in scorecard(folder)}
+
+    assert sentences()["fig1", 300] == sentences()["fig3", 125] == ""  # nothing is recorded that would tell
+    put(
+        folder,
+        "lr",
+        [{"model": "mlp", "d": 300, "lr": lr, "val_accuracy": a} for lr, a in ((0.001, 0.72), (0.03, 0.82))],
+    )
+    split = json.dumps({"split": [25] * 5})
+    dense = {"projection": "dense", "d": 125}
+    put(folder, "gaussian", [dense | {"val_accuracy": 0.82}, dense | {"val_accuracy": 0.85, "options": split}])
+    assert "d = 300 ours reaches 0.720 at the study's 0.001, and 0.820 at 0.03" in sentences()["fig1", 300]
+    assert sentences()["fig1", 500] == ""  # replicates
+    assert "one P over all weights reaches 0.820, the study's block for each layer 0.850" in sentences()["fig3", 125]
+    assert "2 of our runs have about as many weights, and they reach 0.800 to 0.840" in sentences()["fig8", 261]
+    assert "outside that range" in sentences()["fig8", 261]
 
 
 def test_dimensions_pair_seeds_and_know_both_baselines(folder):
