@@ -9,7 +9,7 @@ from typing import Any
 
 from subspace_lib.intrinsic import Estimate, crossing, intrinsic_dimension
 from subspace_lib.records import DATA, accuracy_over_d, published, results
-from subspace_lib.study import STUDY_RATE, TASKS, TUNED
+from subspace_lib.study import STUDY_RATE, TASKS
 
 TOLERANCE = {"mnist": 0.02, "cifar10": 0.03}
 """How far the mean of our seeds may lie from a published accuracy to replicate it."""
@@ -78,7 +78,6 @@ def why(row: Row, folder: Path = DATA) -> str:
     str
         Empty where there is nothing to explain, or our runs do not tell.
     """
-    results_folder = folder / "results"
     if row["verdict"] in ("replicates", "not run"):
         return ""
     if row["figure"] in ("fig8", "fig9"):
@@ -88,21 +87,11 @@ def why(row: Row, folder: Path = DATA) -> str:
             f"{row['highest']:.3f}; the one network of the study lies {place} that range"
         )
     if row["verdict"] == "lower" and row["model"] == "lenet":
-        blocks = {split: _mean(results("gaussian", results_folder), row["d"], split) for split in (False, True)}
+        blocks = {split: _mean(results("gaussian", folder / "results"), row["d"], split) for split in (False, True)}
         if (at_once := blocks[False]) and (by_layer := blocks[True]) and at_once < by_layer:
             return (
                 f"blocks: with dense columns and the same d, one P over all weights reaches {at_once:.3f}, "
                 f"the study's block for each layer {by_layer:.3f}"
-            )
-    if row["verdict"] == "better" and row["figure"] in ("fig1", "fig2", "fig3", "fig4"):
-        d = min(TUNED[row["figure"].replace("fig", "f")], key=lambda d: abs(d - row["d"]))
-        runs = [run for run in results("lr", results_folder) if run["dataset"] == row["dataset"]]
-        rates = {run["lr"]: run["val_accuracy"] for run in runs if (run["model"], run["d"]) == (row["model"], d)}
-        best = max(rates, key=lambda rate: rates[rate], default=STUDY_RATE)
-        if best > STUDY_RATE:
-            return (
-                f"learning rate: in a few epochs at d = {d:,} ours reaches {rates[STUDY_RATE]:.3f} "
-                f"at the study's {STUDY_RATE:g}, and {rates[best]:.3f} at {best:g}"
             )
     return ""
 
