@@ -176,7 +176,7 @@ def write_table(table: Path, records: Iterable[Record]) -> None:
 def results(experiment: str, folder: Path = DATA / "results") -> list[dict[str, Any]]:
     """Our recorded full-size runs of one experiment, a dict a run; empty where there is no table yet.
 
-    Numbers come as float; ``data/results/README.md`` names the columns.
+    Numbers come as float; ``data/README.md`` names the columns.
     """
     path = folder / f"{experiment}.csv"
     return _read(path) if path.exists() else []

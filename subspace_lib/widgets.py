@@ -24,13 +24,15 @@ _SHOW = (
     "const t=w.querySelectorAll('img')[this.value].dataset.label;"
     "w.querySelector('output').value=t;this.setAttribute('aria-valuetext',t);"
 )
+_ALL = "<noscript><style>.subspace-slider img[hidden]{display:inline!important}</style></noscript>"
 
 
 class FrameSlider:
     """A slider over pictures that were drawn beforehand.
 
     Shown as plain HTML: every frame is an image inside the page, and the slider shows one of them. It needs
-    no kernel, no ipywidgets and no network; the arrow keys move it, and screen readers hear its value.
+    no kernel, no ipywidgets and no network; the arrow keys move it, and screen readers hear its value. A browser
+    without JavaScript shows all frames.
 
     Parameters
     ----------
@@ -92,7 +94,7 @@ class FrameSlider:
             f'<div><label for="{name}">{html.escape(self.label)}</label> '
             f'<input type="range" id="{name}" min="0" max="{len(self.frames) - 1}" step="1" value="{self.start}" '
             f'aria-valuetext="{now}" autocomplete="off" oninput="{_SHOW}" style="width:50%;vertical-align:middle"> '
-            f'<output for="{name}">{now}</output></div></div>'
+            f'<output for="{name}">{now}</output></div>{_ALL}</div>'
         )
 
 
