@@ -64,6 +64,7 @@ def diagnose(P: Projection, seed: int = 0) -> Diagnosis:
     columns = P(torch.nn.functional.one_hot(chosen, P.d).to(P.dtype))
     norms = columns.norm(dim=1)
     cosines = (columns @ columns.T) / (norms[:, None] * norms)
+    rank = torch.linalg.matrix_rank(cosines, hermitian=True)  # of unit columns: their lengths play no part
     cosines.fill_diagonal_(0)
     z, v = normal(P.d), normal(P.D)
     moved = _movement(P(normal(SAMPLED_DISPLACEMENTS * P.d).view(-1, P.d)))
@@ -82,7 +83,7 @@ def diagnose(P: Projection, seed: int = 0) -> Diagnosis:
             "reach": float((displacement != 0).double().mean()),
             "least moved stretch": float(moved.min()),
             "most moved stretch": float(moved.max()),
-            "rank of the sample": int(torch.linalg.matrix_rank(columns)),
+            "rank of the sample": int(rank),
             "adjoint error": float(error),
             "bytes": P.nbytes,
             "forward ms": _milliseconds(P, z),

@@ -14,6 +14,7 @@ from subspace_lib import (
     make_projection,
     split_budget,
 )
+from subspace_lib.restated import Scaled
 
 
 def layerwise():
@@ -137,3 +138,10 @@ def test_layerwise_writes_and_pulls_block_by_block():
     P.write(theta0, z, out)
     torch.testing.assert_close(out, theta0 + P.to_dense() @ z, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(P.pull(theta0.clone()), P.to_dense().T @ theta0, rtol=1e-5, atol=1e-5)
+
+
+def test_the_rank_does_not_depend_on_the_lengths_of_the_columns():
+    long_and_short = LayerwiseProjection(
+        [Scaled(make_projection("orthogonal", 3000, 1, seed), 10.0 ** (-seed)) for seed in range(4)]
+    )
+    assert diagnose(long_and_short)["rank of the sample"] == 4
