@@ -193,7 +193,7 @@ def _small(name: str, folder: Path) -> Settings:
     lr = chosen_rate(dataset, "small_lenet", False, folder)
     for options in small_networks(channels):
         yield {"dataset": dataset, "model": "small_lenet", "model_options": options, "d": None, "lr": lr}
-    for d in (250, 1000, 3000):
+    for d in (250, 1000, 3000, 6000):
         rate = chosen_rate(dataset, "lenet", True, folder)
         yield {"dataset": dataset, "model": "lenet", "projection": "hadamard", "d": d, "lr": rate}
 

@@ -80,7 +80,8 @@ class OrthogonalProjection(Projection):
     """Orthonormal columns: Q of the QR decomposition of a Gaussian matrix.
 
     P^T P = I to rounding, uniformly distributed over all orthonormal D x d matrices. Drawing it costs about
-    4 D d^2 operations (half of them to form Q) and three times the memory of P; "hadamard" gives orthonormal columns for nothing.
+    4 D d^2 operations (half of them to form Q) and three times the memory of P; "hadamard" gives orthonormal columns
+    for nothing.
 
     Raises
     ------
