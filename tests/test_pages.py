@@ -107,7 +107,7 @@ def visit(browser: Any, path: Path) -> dict[str, Any]:
     page.goto(path.as_uri(), wait_until="load")
     found: dict[str, Any] = page.evaluate(LOOK)
     page.wait_for_timeout(100)
-    page.add_style_tag(content="* {transition: none !important}")
+    page.add_style_tag(content="* {transition: none !important; animation: none !important}")
     page.evaluate(AXE.read_text(encoding="utf-8"))
     found["barriers"] = {theme: page.evaluate(CHECK, theme) for theme in ("light", "dark")}
     page.close()
