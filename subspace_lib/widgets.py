@@ -7,7 +7,7 @@ import html
 import io
 import itertools
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, Generic, TypeVar
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -27,12 +27,12 @@ _SHOW = (
 _ALL = "<noscript><style>.subspace-slider img[hidden]{display:inline!important}</style></noscript>"
 
 
-class FrameSlider:
+class FrameSlider(Generic[Value]):
     """A slider over pictures that were drawn beforehand.
 
     Shown as plain HTML: every frame is an image inside the page, and the slider shows one of them. It needs
     no kernel, no ipywidgets and no network; the arrow keys move it, and screen readers hear its value. A browser
-    without JavaScript shows all frames.
+    without JavaScript shows all frames. Where a kernel runs, ``live`` draws any other value too.
 
     Parameters
     ----------
@@ -69,9 +69,9 @@ class FrameSlider:
             raise ValueError(f"a slider needs at least two values, got {len(values)}")
         if not 0 <= start < len(values):
             raise ValueError(f"start must lie between 0 and {len(values) - 1}, got {start}")
-        self.label, self.start = label, start
+        self.draw, self.label, self.alt, self.format, self.start = draw, label, alt, format, start
         self.labels = [format.format(value) for value in values]
-        self.alts = [alt(value) if callable(alt) else alt for value in values]
+        self.alts = [self._say(value) for value in values]
         self.frames = [_png(draw(value)) for value in values]
         size = sum(map(len, self.frames))
         if size > LIMIT_BYTES:
@@ -79,6 +79,34 @@ class FrameSlider:
                 f"the {len(values)} frames take {size:,} bytes, more than {LIMIT_BYTES:,}; "
                 "draw fewer or smaller ones, or with fewer colours"
             )
+
+    def live(self, values: Sequence[Value]) -> Any:
+        """The same slider over other values, each drawn when it is chosen: an ipywidgets box for Jupyter and Colab.
+
+        Raises
+        ------
+        ValueError
+            If there are no values.
+        """
+        import ipywidgets
+
+        if not len(values):
+            raise ValueError("live needs the values to choose from, and got none")
+        choices = [(self.format.format(value), value) for value in values]
+        slider = ipywidgets.SelectionSlider(options=choices, description=self.label, continuous_update=False)
+        slider.style.description_width = "initial"
+        picture = ipywidgets.HTML()
+
+        def show(*_: object) -> None:
+            source, alt = _png(self.draw(slider.value)), html.escape(self._say(slider.value), quote=True)
+            picture.value = f'<img src="data:image/png;base64,{source}" alt="{alt}" style="max-width:100%">'
+
+        slider.observe(show, "value")
+        show()
+        return ipywidgets.VBox([picture, slider])
+
+    def _say(self, value: Value) -> str:
+        return self.alt(value) if callable(self.alt) else self.alt
 
     def _repr_html_(self) -> str:
         name = f"subspace-slider-{next(_numbers)}"

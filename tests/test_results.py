@@ -74,6 +74,21 @@ def test_slider_is_plain_html_with_one_frame_visible():
     assert re.findall(r'id="([^"]+)"', page) != re.findall(r'id="([^"]+)"', slider._repr_html_())
 
 
+def test_a_live_slider_draws_what_is_chosen():
+    slider = FrameSlider(draw, [1, 3], label="slope", alt=lambda v: f"a <line> of slope {v}", format="{}°")
+    before = plt.get_fignums()
+    picture, control = slider.live(range(1, 9)).children
+    assert [label for label, _ in control.options] == [f"{value}°" for value in range(1, 9)]
+    assert slider.frames[0] in picture.value
+    control.value = 3
+    assert slider.frames[1] in picture.value and "a &lt;line&gt; of slope 3" in picture.value
+    control.value = 7
+    assert "slope 7" in picture.value and not any(frame in picture.value for frame in slider.frames)
+    assert plt.get_fignums() == before, "the figures must be closed"
+    with pytest.raises(ValueError, match="values to choose from"):
+        slider.live([])
+
+
 def test_slider_refuses_what_would_not_work(monkeypatch):
     with pytest.raises(ValueError, match="at least two values, got 1"):
         FrameSlider(draw, [1], label="x", alt="y")
