@@ -1,10 +1,10 @@
 # make book: build the book.  make test: check everything.  make check-pages: open the built book in a browser.
-# make colab: run every chapter as Colab does.
+# make pdf: print the built book as one PDF.  make colab: run every chapter as Colab does.
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: book test lint check-pages colab
+.PHONY: book test lint check-pages pdf colab
 
 book: .venv/installed
 	@$(BIN)/python -m subspace_lib book
@@ -21,6 +21,9 @@ lint: .venv/installed
 
 check-pages: .venv/installed
 	$(BIN)/pytest -m browser tests
+
+pdf: .venv/installed
+	@$(BIN)/python -m subspace_lib pdf
 
 # The packages of .venv without the checkout, and Colab's ipywidgets before its own.
 colab: .venv/colab

@@ -1,4 +1,4 @@
-"""The command line: `python -m subspace_lib book`, `data`, `benchmark` or `sweep`."""
+"""The command line: `python -m subspace_lib book`, `pdf`, `data`, `benchmark` or `sweep`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from subspace_lib.book import DEVICES, build_book
+from subspace_lib.book import DEVICES, ROOT, build_book
 from subspace_lib.chapters import BookError
+from subspace_lib.pages import print_book
 from subspace_lib.profiles import default_device, get_profile
 from subspace_lib.sweep import SweepError
 
@@ -26,12 +27,13 @@ class Parser(argparse.ArgumentParser):
 def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = Parser(prog="python -m subspace_lib", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{book,data,benchmark,sweep}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{book,pdf,data,benchmark,sweep}")
     book = commands.add_parser("book", help="execute the chapters and build the pages")
     book.add_argument("--profile", default="quick", help="smoke, quick (the default) or full")
     book.add_argument("--device", choices=DEVICES, help="by default the GPU if there is one")
     book.add_argument("--only", nargs="+", default=[], metavar="CHAPTER", help="as 03_intrinsic_dimension")
     book.add_argument("--jobs", type=int, help="chapters at a time; by default 2, on a GPU 1")
+    commands.add_parser("pdf", help="print the book that was built last as one PDF, with Chromium")
     benchmark = commands.add_parser("benchmark", help="measure what every projection costs")
     benchmark.add_argument("--device", choices=DEVICES, default="cpu", help="where to measure; by default the CPU")
     benchmark.add_argument("--out", type=Path, default=Path("data/results"), help="folder of the table and the picture")
@@ -92,6 +94,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if chosen.command == "book":
             build_book(chosen.profile, chosen.device, chosen.only, chosen.jobs)
+        elif chosen.command == "pdf":
+            print_book(ROOT)
         elif chosen.command == "benchmark":
             from subspace_lib.benchmark import run_benchmark
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -17,12 +16,13 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from subspace_lib.chapters import BookError, Run, check_parameters, explain, keep, read_notebook, start, stop
+from subspace_lib.pages import build_pages
 from subspace_lib.profiles import check_device, default_device, get_profile
 from subspace_lib.status import CLEAN, status_tables, write_executions
 
 ROOT = Path(__file__).resolve().parents[1]
 DEVICES = ("cpu", "cuda")
-TOOLS = ("book.py", "chapters.py", "status.py", "__main__.py")  # a change in these changes no chapter
+TOOLS = ("book.py", "chapters.py", "pages.py", "status.py", "__main__.py")  # a change in these changes no chapter
 
 
 def build_book(
@@ -218,27 +218,3 @@ def copy_pages(book: Path, executed: Path, names: Iterable[str]) -> None:
     (executed / CLEAN).mkdir()
     for name in sorted(chapters):
         shutil.copy2(book / name, executed / CLEAN)
-
-
-def build_pages(root: Path, executed: Path) -> Path:
-    """Build the pages strictly, and put them in the place of the old ones only if that succeeds."""
-    html, old = root / "_build" / "html", root / "_build" / "html.old"
-    started = time.monotonic()
-    with TemporaryDirectory(prefix="running-", dir=root / "_build") as folder:
-        command = [str(Path(sys.executable).with_name("jupyter-book")), "build", str(executed)]
-        command += ["--config", str(root / "_config.yml"), "--path-output", folder]
-        command += ["-W", "-n", "--keep-going"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            lines = re.sub(r"\x1b\[[\d;]*m", "", done.stdout + done.stderr).strip().splitlines()
-            problems = [line for line in lines if "WARNING" in line or "ERROR" in line] or lines
-            raise BookError("\n  ".join(["the pages did not build", *problems[-10:]]))
-        shutil.rmtree(old, ignore_errors=True)
-        if html.exists():
-            html.rename(old)
-        (Path(folder) / "_build" / "html").rename(html)
-        shutil.rmtree(old, ignore_errors=True)
-    index = html / "index.html"
-    print(f"pages ... {time.monotonic() - started:.0f} s\n\nThe book is in {index}", flush=True)
-    print(f"Open that file in a browser, or: python -m webbrowser {index.as_uri()}", flush=True)
-    return index

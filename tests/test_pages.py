@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,12 +9,10 @@ from typing import Any
 import axe_playwright_python
 import pytest
 
+from subspace_lib.pages import FLAGS, find_browser
+
 HTML = Path(__file__).resolve().parents[1] / "_build" / "html"
 PAGES = sorted(HTML.glob("*.html")) or [HTML / "index.html"]
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
-FLAGS += ["--disable-component-update", "--disable-sync"]
-
 LOOK = """async () => {
   if (window.MathJax && MathJax.startup) await MathJax.startup.promise;
   document.querySelectorAll('details').forEach(d => d.open = true);
@@ -74,7 +71,7 @@ def missing(what: str) -> None:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """Chromium, and pages to open in it."""
-    executable = next(filter(None, map(shutil.which, BROWSERS)), None)
+    executable = find_browser()
     if executable is None:
         missing("no Chromium on the PATH: install the package `chromium`")
     if not PAGES[0].exists():

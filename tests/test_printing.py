@@ -1,0 +1,54 @@
+"""The book as a PDF: what is shown, what is left out, and what is said when it cannot be made."""
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from subspace_lib.chapters import BookError
+from subspace_lib.pages import find_browser, print_book, print_page
+
+
+@pytest.fixture
+def chromium() -> None:
+    if find_browser() is None:
+        if os.environ.get("CI") == "true":
+            pytest.fail("no Chromium on the PATH")
+        pytest.skip("no Chromium on the PATH")
+
+
+def pages_of(page: Path, inside: str) -> int:
+    """Pages of a PDF made of one closed box that is long when it is open."""
+    long = '<details><summary>more</summary><div style="height: 3000px">long</div></details>'
+    page.write_text(f'<title>A title</title><div class="{inside}">{long}</div>', encoding="utf-8")
+    print_page(page, page.with_suffix(".pdf"))
+    pdf = page.with_suffix(".pdf").read_bytes()
+    assert pdf.startswith(b"%PDF") and b"(A title)" in pdf
+    return len(re.findall(rb"/Type /Page\b", pdf))
+
+
+@pytest.mark.browser
+@pytest.mark.usefixtures("chromium")
+def test_answers_are_shown_and_the_code_of_figures_is_left_out(tmp_path: Path) -> None:
+    assert pages_of(tmp_path / "a.html", "quiz") >= 3
+    assert pages_of(tmp_path / "b.html", "tag_hide-input") == 1
+
+
+@pytest.mark.browser
+@pytest.mark.usefixtures("chromium")
+def test_a_page_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(BookError, match="Chromium did not print"):
+        print_page(tmp_path / "page.html", tmp_path / "page.pdf")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_chromium_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(BookError, match="install the package `chromium`"):
+        print_page(tmp_path / "page.html", tmp_path / "page.pdf")
+
+
+def test_a_book_that_is_not_built_cannot_be_printed(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="run `make book` first"):
+        print_book(tmp_path)
