@@ -24,7 +24,9 @@ span[id^="document-"] { display: block; break-before: page }
 h2, h3, h4 { break-after: avoid }
 figure, .cell_output img, tr, mjx-container[display="true"] { break-inside: avoid }
 pre { white-space: pre-wrap !important; overflow-wrap: anywhere }
-.subspace-slider input, .tag_hide-input > details:not([open]), button { display: none }
+pre, .cell, .cell > *, [class*="highlight"] { overflow: visible !important; break-inside: auto !important }
+.cell_input, .cell_output, div[class*="highlight"] { display: block !important }
+.subspace-slider input, .tag_hide-input > details:not([open]), .tag_setup, button { display: none }
 """
 OPEN = """async () => {
   if (window.MathJax) await MathJax.startup.promise;
@@ -103,6 +105,7 @@ def print_page(page: Path, pdf: Path) -> None:
                 path=temporary,
                 format="A4",
                 margin=margin,  # type: ignore[arg-type]
+                scale=0.8,
                 outline=True,
                 tagged=True,
                 display_header_footer=True,

@@ -250,7 +250,7 @@ class SubspaceOptimizer(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step of z from the gradients that the weights hold; a weight without one counts as zero."""
+        """One step of z; a weight without a gradient counts as zero."""
         loss = None
         if closure is not None:
             with torch.enable_grad():

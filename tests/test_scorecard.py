@@ -92,6 +92,20 @@ def test_a_difference_is_explained_by_recorded_runs_or_not_at_all(folder):
     assert "outside that range" in sentences()["fig8", 261]
 
 
+def test_one_sign_is_compared_with_random_signs(folder):
+    study = {"d": 3500, "dataset": "cifar10", "lr": 0.001}
+
+    def sentence():
+        [row] = [row for row in scorecard(folder) if row["figure"] == "fig7" and row["projection"] == "sparse2"]
+        return why(row, folder)
+
+    put(folder, "f7", [study | {"projection": "study_sparse2", "val_accuracy": 0.1}])
+    assert sentence() == ""
+    signed = [study | {"projection": "study_sparse2full", "val_accuracy": a} for a in (0.46, 0.48)]
+    put(folder, "f7", [study | {"projection": "study_sparse2", "val_accuracy": 0.1}, *signed])
+    assert "with random signs, and all else equal, ours reach 0.470" in sentence()
+
+
 def test_dimensions_pair_seeds_and_know_both_baselines(folder):
     points = {100: 0.8, 200: 0.85, 400: 0.95}
     runs = [
