@@ -24,8 +24,13 @@ DIMENSIONS = {
 }
 TUNED = {"f1": (300, 1500), "f2": (750, 5000), "f3": (150, 750), "f4": (750, 6000)}
 """The two dimensions at which the learning rate of each task is chosen."""
-AROUND = {"f1": (600, 750), "f2": (4750, 5000, 8000, 12_000), "f3": (150, 250), "f4": (2000, 3500)}
-"""The dimensions on both sides of 90% of direct training: they have seeds enough for an interval."""
+AROUND = {
+    "f1": (500, 600, 750),
+    "f2": (3000, 4750, 5000, 8000, 12_000),
+    "f3": (150, 250),
+    "f4": (300, 750, 2000, 3500),
+}
+"""The dimensions on both sides of 90% of either baseline: they have seeds enough for an interval."""
 EXTRA_SEEDS = 2
 
 

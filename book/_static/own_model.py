@@ -18,7 +18,7 @@ def measure(make_net, data, epochs, largest, seeds=2, lr=1e-3, lr_z=3e-2):
         if d is None:
             return fit(net, data, epochs=epochs, lr=lr, seed=seed).best_accuracy
         P = make_projection("hadamard", count_parameters(net), d, seed=1000 + seed)
-        model = SubspaceModel(net, P)
+        model = SubspaceModel(net, P.to(next(net.parameters()).device))
         return fit(model, data, epochs=epochs, lr=lr_z, seed=seed).best_accuracy
 
     baseline = [accuracy(None, seed) for seed in range(seeds)]
