@@ -31,7 +31,8 @@ def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
     book = commands.add_parser("book", help="execute the chapters and build the pages")
     book.add_argument("--profile", default="quick", help="smoke, quick (the default) or full")
     book.add_argument("--device", choices=DEVICES, help="by default the GPU if there is one")
-    book.add_argument("--only", nargs="+", default=[], metavar="CHAPTER", help="as 03_intrinsic_dimension; chapters that never ran run too")
+    only = "as 03_intrinsic_dimension; chapters that never ran run too"
+    book.add_argument("--only", nargs="+", default=[], metavar="CHAPTER", help=only)
     book.add_argument("--jobs", type=int, help="chapters at a time; by default 2, on a GPU 1")
     commands.add_parser("pdf", help="print the book that was built last as one PDF, with Chromium")
     benchmark = commands.add_parser("benchmark", help="measure what every projection costs")

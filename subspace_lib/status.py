@@ -11,8 +11,8 @@ from subspace_lib.chapters import read_notebook
 from subspace_lib.files import replaced_atomically
 
 HEADER = """
-| chapter | seconds | profile | device | date | commit | versions |
-| --- | ---: | --- | --- | --- | --- | --- |
+| chapter | seconds | profile | device | date | commit |
+| --- | ---: | --- | --- | --- | --- |
 """
 DOWNLOADS = """
 | chapter | as it is written | as it was executed |
@@ -64,12 +64,13 @@ def _executions(executed: Path, names: Iterable[str]) -> dict[str, dict[str, Any
 
 
 def _table(executions: Mapping[str, Mapping[str, Any]]) -> str:
-    return HEADER + "".join(_line(name, record) for name, record in executions.items())
+    lines = "".join(_line(name, record) for name, record in executions.items())
+    versions = {", ".join(f"{name} {version}" for name, version in r["versions"].items()) for r in executions.values()}
+    return f"{HEADER}{lines}\nExecuted with {'; or '.join(sorted(versions))}.\n"
 
 
 def _line(name: str, record: Mapping[str, Any]) -> str:
-    versions = ", ".join(f"{package} {version}" for package, version in record["versions"].items())
     profile = record["profile"] + (" (stand-in images)" if record["standins"] else "")
     date = record["date"].replace("T", " ").removesuffix("+00:00")
     cells = (f"[{name}]({name}.ipynb)", f"{record['seconds']:.0f}", profile, record["device"], date)
-    return f"| {' | '.join(cells)} | {record['commit']} | {versions} |\n"
+    return f"| {' | '.join(cells)} | {record['commit']} |\n"

@@ -165,10 +165,23 @@ def _loss_curves(_: str, folder: Path) -> Settings:
 def _splits(_: str, folder: Path) -> Settings:
     common = {"dataset": "mnist", "model": "lenet", "lr": chosen_rate("mnist", "lenet", True, folder), "d": 150}
     yield common | {"projection": "dense"}
+    for split in _published_splits(150):
+        yield common | {"projection": "dense", "options": {"split": split}}
+
+
+def _restated(*_: Any) -> Settings:
+    """The smallest points of F3 with the study's own columns, of norm sqrt(D/d) layer by layer, at its own rate."""
+    common = {"dataset": "mnist", "model": "lenet", "projection": "study_gaussian", "lr": STUDY_RATE}
+    for d in (125, 150):
+        for split in _published_splits(d):
+            yield common | {"d": d, "options": {"split": split}}
+
+
+def _published_splits(d: int) -> Iterator[list[int]]:
+    """How the study shared d out over LeNet's layers on MNIST."""
     for row in published(source="minut2023", experiment="fig3"):
-        if row["d"] == 150:
-            split = [int(part) for part in str(row["note"]).removeprefix("split ").split("+")]
-            yield common | {"projection": "dense", "options": {"split": split}}
+        if row["d"] == d:
+            yield [int(part) for part in str(row["note"]).removeprefix("split ").split("+")]
 
 
 def _column_norms(*_: Any) -> Settings:
@@ -213,6 +226,7 @@ EXPERIMENTS: dict[str, Callable[[str, Path], Settings]] = {
     "f4": _curve,
     "gaussian": _gaussian,
     "split": _splits,
+    "restated": _restated,
     "f7": _loss_curves,
     "f8": _small,
     "f9": _small,
