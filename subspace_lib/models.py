@@ -23,20 +23,24 @@ def MLP(in_features: int = 784, hidden: int = 200, depth: int = 1, classes: int 
     return nn.Sequential(*layers, nn.Linear(width, classes))
 
 
-def LeNet(in_channels: int = 1, classes: int = 10) -> nn.Sequential:
-    """LeNet on 28 x 28 images: two convolutions with max pooling, then 120, 84 and 10 units.
+def LeNet(in_channels: int = 1, classes: int = 10, pooling: str = "max") -> nn.Sequential:
+    """LeNet on 28 x 28 images: two convolutions with pooling, then 120, 84 and 10 units.
 
-    D = 61,706 on one channel, 62,006 on three. The study drew max pooling and built average pooling; this is
-    max pooling, before the ReLU: the two commute, and the ReLU then has a quarter of the work.
+    D = 61,706 on one channel, 62,006 on three. The study drew max pooling and built average pooling: ``pooling`` is
+    "max" or "average". Max pooling stands before the ReLU: the two commute, and the ReLU has a quarter of the work.
     """
     _check_sizes(in_channels=in_channels, classes=classes)
+    if pooling not in ("max", "average"):
+        raise ValueError(f"pooling must be 'max' or 'average', got {pooling!r}")
+
+    def pooled() -> list[nn.Module]:
+        return [nn.MaxPool2d(2), nn.ReLU()] if pooling == "max" else [nn.ReLU(), nn.AvgPool2d(2)]
+
     return nn.Sequential(
         nn.Conv2d(in_channels, 6, 5, padding=2),
-        nn.MaxPool2d(2),
-        nn.ReLU(),
+        *pooled(),
         nn.Conv2d(6, 16, 5),
-        nn.MaxPool2d(2),
-        nn.ReLU(),
+        *pooled(),
         nn.Flatten(),
         nn.Linear(400, 120),
         nn.ReLU(),

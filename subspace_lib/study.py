@@ -170,11 +170,12 @@ def _splits(_: str, folder: Path) -> Settings:
 
 
 def _restated(*_: Any) -> Settings:
-    """The smallest points of F3 with the study's own columns, of norm sqrt(D/d) layer by layer, at its own rate."""
+    """The smallest points of F3 with the study's columns, sqrt(D/d) long layer by layer, its rate, and its pooling."""
     common = {"dataset": "mnist", "model": "lenet", "projection": "study_gaussian", "lr": STUDY_RATE}
-    for d in (125, 150):
-        for split in _published_splits(d):
-            yield common | {"d": d, "options": {"split": split}}
+    for pooling in ({}, {"pooling": "average"}):
+        for d in (125, 150):
+            for split in _published_splits(d):
+                yield common | {"d": d, "options": {"split": split}, "model_options": pooling}
 
 
 def _published_splits(d: int) -> Iterator[list[int]]:

@@ -14,6 +14,7 @@ from subspace_lib import MLP, LeNet, SmallLeNet, ToyProblem, count_parameters
         (MLP(784, depth=2), (1, 28, 28), 199_210),  # li2018's network
         (LeNet(1), (1, 28, 28), 61_706),
         (LeNet(3), (3, 28, 28), 62_006),
+        (LeNet(1, pooling="average"), (1, 28, 28), 61_706),
     ],
 )
 def test_D_is_pinned(net, shape, D):
@@ -60,6 +61,7 @@ def test_toy_problem_is_zero_exactly_on_its_flat():
         (lambda: MLP(hidden=2.5), TypeError, "hidden must be an integer, got 2.5 of type float"),
         (lambda: LeNet(in_channels="1"), TypeError, "in_channels must be an integer, got '1' of type str"),
         (lambda: LeNet(in_channels=0), ValueError, "in_channels must be at least 1, got 0"),
+        (lambda: LeNet(pooling="mean"), ValueError, "pooling must be 'max' or 'average', got 'mean'"),
         (lambda: SmallLeNet(stride=0), ValueError, "stride must be at least 1, got 0"),
         (lambda: SmallLeNet(hidden=-2), ValueError, "hidden must be at least 1, got -2"),
         (lambda: ToyProblem(10, 0), ValueError, "blocks must be at least 1, got 0"),
@@ -73,3 +75,11 @@ def test_bad_sizes_are_named(make, error, words):
 def test_toy_problem_refuses_unequal_blocks():
     with pytest.raises(ValueError, match="D = 1001 must be a multiple of blocks = 10"):
         ToyProblem(1001)
+
+
+@pytest.mark.parametrize("pooling", ["max", "average"])
+def test_lenet_pools_what_the_relu_lets_through(pooling):
+    torch.manual_seed(0)
+    x, net = torch.randn(2, 1, 28, 28), LeNet(pooling=pooling)
+    pool = {"max": torch.nn.functional.max_pool2d, "average": torch.nn.functional.avg_pool2d}[pooling]
+    torch.testing.assert_close(net[:3](x), pool(net[0](x).relu(), 2))
