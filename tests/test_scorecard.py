@@ -82,12 +82,13 @@ def test_a_difference_is_explained_by_recorded_runs_or_not_at_all(folder):
         "lr",
         [{"model": "mlp", "d": 300, "lr": lr, "val_accuracy": a} for lr, a in ((0.001, 0.72), (0.03, 0.82))],
     )
-    split = json.dumps({"split": [25] * 5})
-    dense = {"projection": "dense", "d": 125}
-    put(folder, "gaussian", [dense | {"val_accuracy": 0.82}, dense | {"val_accuracy": 0.85, "options": split}])
+    average = {"d": 125, "options": json.dumps({"split": [25] * 5}), "model_options": '{"pooling": "average"}'}
+    other = average | {"options": json.dumps({"split": [50, 25, 25, 25]})}
+    runs = [average | {"val_accuracy": 0.84}, average | {"val_accuracy": 0.86}, other | {"val_accuracy": 0.1}]
+    put(folder, "restated", [*runs, average | {"model_options": "{}", "val_accuracy": 0.1}])
     assert sentences()["fig1", 500] == ""  # replicates
     assert sentences()["fig1", 300] == ""  # better, and no runs of ours would say why
-    assert "one P over all weights reaches 0.820, the study's block for each layer 0.850" in sentences()["fig3", 125]
+    assert "ours reach 0.850 (2 seed(s))" in sentences()["fig3", 125]
     assert "2 of our runs have about as many weights, and they reach 0.800 to 0.840" in sentences()["fig8", 261]
     assert "outside that range" in sentences()["fig8", 261]
 
