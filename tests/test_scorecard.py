@@ -88,7 +88,10 @@ def test_a_difference_is_explained_by_recorded_runs_or_not_at_all(folder):
     put(folder, "restated", [*runs, average | {"model_options": "{}", "val_accuracy": 0.1}])
     assert sentences()["fig1", 500] == ""  # replicates
     assert sentences()["fig1", 300] == ""  # better, and no runs of ours would say why
+    assert sentences()["fig3", 125].startswith("pooling: ")
     assert "ours reach 0.850 (2 seed(s))" in sentences()["fig3", 125]
+    put(folder, "restated", [average | {"val_accuracy": 0.8}])
+    assert sentences()["fig3", 125].startswith("in part pooling, perhaps: ")
     assert "2 of our runs have about as many weights, and they reach 0.800 to 0.840" in sentences()["fig8", 261]
     assert "outside that range" in sentences()["fig8", 261]
 
