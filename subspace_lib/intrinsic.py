@@ -22,9 +22,9 @@ class Estimate:
     d90 : float
         Where the isotonic fit of the curve reaches the level; infinity, if it never does.
     low, high : float
-        Its 95% bootstrap interval over seeds, the baseline's included, which with five seeds covers about 84% (chapter
-        "Intrinsic dimension"); or the smallest and largest of d90 and
-        of the single seeds, where there are fewer than five.
+        Its 95% bootstrap interval over seeds, the baseline's included (from five seeds it is too short for its name:
+        for the mean of five normal numbers it covers about 84%); or the smallest and largest of d90 and of the single
+        seeds, where there are fewer than five.
     kind : str
         "interval" or "range", as the two above.
     baseline, level : float

@@ -28,6 +28,11 @@ def LeNet(in_channels: int = 1, classes: int = 10, pooling: str = "max") -> nn.S
 
     D = 61,706 on one channel, 62,006 on three. The study drew max pooling and built average pooling: ``pooling`` is
     "max" or "average". Max pooling stands before the ReLU: the two commute, and the ReLU has a quarter of the work.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a size is not an integer of at least 1, or the pooling is another word.
     """
     _check_sizes(in_channels=in_channels, classes=classes)
     if pooling not in ("max", "average"):

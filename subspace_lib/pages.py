@@ -26,12 +26,16 @@ figure, .cell_output img, tr, mjx-container[display="true"] { break-inside: avoi
 pre { white-space: pre-wrap !important; overflow-wrap: anywhere }
 pre, .cell, .cell > *, [class*="highlight"] { overflow: visible !important; break-inside: auto !important }
 .cell_input, .cell_output, div[class*="highlight"] { display: block !important }
-.subspace-slider input, .tag_hide-input > details:not([open]), .tag_setup, button { display: none }
+.subspace-slider input, .subspace-formats input, .tag_hide-input > details:not([open]), .tag_setup, button,
+details.hide > summary { display: none }
 """
 OPEN = """async () => {
-  if (window.MathJax) await MathJax.startup.promise;
+  if (window.MathJax && MathJax.startup) await MathJax.startup.promise;
   document.documentElement.dataset.theme = document.documentElement.dataset.mode = 'light';
-  document.querySelectorAll('details').forEach(d => { d.open = !d.closest('.tag_hide-input, .tag_setup') });
+  document.querySelectorAll('details').forEach(d => {
+    d.removeAttribute('name'); // of those with one name, only one could be open
+    d.open = !d.closest('.tag_hide-input, .tag_setup');
+  });
 }"""
 NUMBER = '<div style="font-size: 8px; width: 100%; text-align: center"><span class="pageNumber"></span></div>'
 
@@ -60,7 +64,7 @@ def build_pages(root: Path, executed: Path) -> Path:
 
 
 def print_book(root: Path) -> Path:
-    """Print the book that was built last as one PDF: answers and solutions shown, the code of figures left out.
+    """Print the chapters executed last as one PDF: answers and solutions shown, the code of figures left out.
 
     Raises
     ------
@@ -68,10 +72,13 @@ def print_book(root: Path) -> Path:
         If there is no built book.
     BookError
         If there is no Chromium, or the pages do not build.
+    OSError
+        If the file cannot be written.
     """
     executed, pdf = root / "_build" / "executed", root / "_build" / "training-in-parameter-subspaces.pdf"
     if not (root / "_build" / "html" / "index.html").is_file():
         raise ValueError(f"no built book in {root / '_build' / 'html'}; run `make book` first")
+    _browser()
     started = time.monotonic()
     with TemporaryDirectory(prefix="running-", dir=root / "_build") as folder:
         print_page(_jupyter_book(root, executed, Path(folder), "singlehtml") / "index.html", pdf)
@@ -86,12 +93,12 @@ def print_page(page: Path, pdf: Path) -> None:
     ------
     BookError
         If there is no Chromium, or it cannot print the page.
+    OSError
+        If the file cannot be written.
     """
     from playwright.sync_api import Error, sync_playwright
 
-    executable = find_browser()
-    if executable is None:
-        raise BookError("a PDF needs Chromium, and there is none on the PATH: install the package `chromium`")
+    executable = _browser()
     with sync_playwright() as playwright, replaced_atomically(pdf) as temporary:
         try:
             browser = playwright.chromium.launch(executable_path=executable, args=FLAGS)
@@ -118,8 +125,15 @@ def print_page(page: Path, pdf: Path) -> None:
 
 
 def find_browser() -> str | None:
-    """Chromium on the PATH."""
+    """Chromium on the PATH; None if there is none."""
     return next(filter(None, map(shutil.which, BROWSERS)), None)
+
+
+def _browser() -> str:
+    executable = find_browser()
+    if executable is None:
+        raise BookError("a PDF needs Chromium, and there is none on the PATH: install the package `chromium`")
+    return executable
 
 
 def _jupyter_book(root: Path, executed: Path, folder: Path, builder: str) -> Path:

@@ -103,6 +103,7 @@ class Scaled(Projection):
     def __init__(self, P: Projection, factor: float) -> None:
         super().__init__(P.D, P.d, P.seed, dtype=P.dtype)
         self.P, self.factor = P, factor
+        self.to(P.device)
 
     def options(self) -> dict[str, Any]:
         """The factor, and what is multiplied."""

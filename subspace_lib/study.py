@@ -170,7 +170,7 @@ def _splits(_: str, folder: Path) -> Settings:
 
 
 def _restated(*_: Any) -> Settings:
-    """The smallest points of F3 with the study's columns, sqrt(D/d) long layer by layer, its rate, and its pooling."""
+    """The smallest points of F3 with the study's columns, sqrt(D/d) long by layer, at its rate, with either pooling."""
     common = {"dataset": "mnist", "model": "lenet", "projection": "study_gaussian", "lr": STUDY_RATE}
     for pooling in ({}, {"pooling": "average"}):
         for d in (125, 150):

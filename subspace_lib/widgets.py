@@ -52,7 +52,7 @@ class FrameSlider(Generic[Value]):
     Raises
     ------
     ValueError
-        If there are fewer than two values, or the frames together pass 300 kB.
+        If there are fewer than two values, start is not an index of one, or the frames together pass 300 kB.
     """
 
     def __init__(
@@ -81,7 +81,17 @@ class FrameSlider(Generic[Value]):
             )
 
     def live(self, values: Sequence[Value]) -> Any:
-        """The same slider over other values, each drawn when it is chosen: an ipywidgets box for Jupyter and Colab.
+        """The same slider over other values, each drawn when it is chosen: for Jupyter and Colab.
+
+        Parameters
+        ----------
+        values : sequence
+            The values to choose from.
+
+        Returns
+        -------
+        ipywidgets.VBox
+            The picture and its slider; dead without a kernel.
 
         Raises
         ------

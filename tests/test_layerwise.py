@@ -145,3 +145,8 @@ def test_the_rank_does_not_depend_on_the_lengths_of_the_columns():
         [Scaled(make_projection("orthogonal", 3000, 1, seed), 10.0 ** (-seed)) for seed in range(4)]
     )
     assert diagnose(long_and_short)["rank of the sample"] == 4
+
+
+def test_a_scaled_projection_is_where_its_projection_is():
+    P = make_projection("one_hot", 30, 3).to("meta")
+    assert Scaled(P, 2.0).device.type == "meta"

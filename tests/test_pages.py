@@ -15,7 +15,7 @@ HTML = Path(__file__).resolve().parents[1] / "_build" / "html"
 PAGES = sorted(HTML.glob("*.html")) or [HTML / "index.html"]
 LOOK = """async () => {
   if (window.MathJax && MathJax.startup) await MathJax.startup.promise;
-  document.querySelectorAll('details').forEach(d => d.open = true);
+  document.querySelectorAll('details').forEach(d => { d.removeAttribute('name'); d.open = true });
   const all = (selector, root = document) => [...root.querySelectorAll(selector)];
   const shown = image => image.getClientRects().length > 0;
   const article = document.querySelector('article') || document.body;

@@ -32,7 +32,7 @@ from subspace_lib.records import (
     write_record,
 )
 from subspace_lib.runs import P_SEED, make_model, run
-from subspace_lib.study import EXPERIMENTS, RATES, chosen_rate, experiment, small_networks
+from subspace_lib.study import AROUND, DIMENSIONS, EXPERIMENTS, RATES, chosen_rate, experiment, small_networks
 from subspace_lib.sweep import SweepError
 
 SPEC = Spec(
@@ -378,6 +378,19 @@ def test_every_experiment_has_three_seeds_a_point_and_no_run_twice(name, tmp_pat
         seeds.setdefault(replace(spec, seed=0).key, set()).add(spec.seed)
     assert all(len(found) >= (1 if name.startswith("lr") else 3) for found in seeds.values())
     assert [spec.seed for spec in specs] == sorted(spec.seed for spec in specs)
+
+
+def test_dimensions_with_more_seeds_are_dimensions_of_the_curve():
+    for name, around in AROUND.items():
+        assert set(around) <= set(DIMENSIONS[name])
+
+
+def test_the_study_is_restated_with_both_poolings():
+    specs = [spec for spec in experiment("restated", get_profile("full")) if spec.seed == 0]
+    for options in ({}, {"pooling": "average"}):
+        mine = [spec for spec in specs if spec.model_options == options]
+        assert [spec.d for spec in mine] == [125, *[150] * 6]
+        assert all(sum(spec.options["split"]) == spec.d for spec in mine)
 
 
 def test_small_networks_are_thirty_and_more_of_250_to_6000_parameters():
