@@ -34,7 +34,7 @@ def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
     only = "as 03_intrinsic_dimension; chapters that never ran run too"
     book.add_argument("--only", nargs="+", default=[], metavar="CHAPTER", help=only)
     book.add_argument("--jobs", type=int, help="chapters at a time; by default 2, on a GPU 1")
-    commands.add_parser("pdf", help="print the book that was built last as one PDF, with Chromium")
+    commands.add_parser("pdf", help="print the chapters executed last as one PDF, with Chromium")
     benchmark = commands.add_parser("benchmark", help="measure what every projection costs")
     benchmark.add_argument("--device", choices=DEVICES, default="cpu", help="where to measure; by default the CPU")
     benchmark.add_argument("--out", type=Path, default=Path("data/results"), help="folder of the table and the picture")

@@ -1,15 +1,14 @@
 """The built book in a real browser with no network: every page is whole, and its sliders move."""
 
-import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import axe_playwright_python
 import pytest
 
-from subspace_lib.pages import FLAGS, find_browser
+from subspace_lib.pages import FLAGS
 
 HTML = Path(__file__).resolve().parents[1] / "_build" / "html"
 PAGES = sorted(HTML.glob("*.html")) or [HTML / "index.html"]
@@ -61,25 +60,15 @@ CHECK = """async theme => {
 }"""
 
 
-def missing(what: str) -> None:
-    """Skip, or fail where everything has to be there."""
-    if os.environ.get("CI") == "true":
-        pytest.fail(what)
-    pytest.skip(what)
-
-
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
+def browser(chromium: str, missing: Callable[[str], None]) -> Iterator[Any]:
     """Chromium, and pages to open in it."""
-    executable = find_browser()
-    if executable is None:
-        missing("no Chromium on the PATH: install the package `chromium`")
     if not PAGES[0].exists():
         missing("no pages to open: run `make book` first")
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=executable, args=FLAGS)
+        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
         yield browser
         browser.close()
 

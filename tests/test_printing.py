@@ -1,21 +1,12 @@
 """The book as a PDF: what is shown, what is left out, and what is said when it cannot be made."""
 
-import os
 import re
 from pathlib import Path
 
 import pytest
 
 from subspace_lib.chapters import BookError
-from subspace_lib.pages import find_browser, print_book, print_page
-
-
-@pytest.fixture
-def chromium() -> None:
-    if find_browser() is None:
-        if os.environ.get("CI") == "true":
-            pytest.fail("no Chromium on the PATH")
-        pytest.skip("no Chromium on the PATH")
+from subspace_lib.pages import print_book, print_page
 
 
 def pages_of(page: Path, inside: str, boxes: int = 1) -> int:
