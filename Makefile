@@ -31,7 +31,7 @@ colab: .venv/colab
 		$$($(BIN)/python -c 'import sys; print(sys._base_executable)') tests/colab.py .
 
 .venv/colab: .venv/installed
-	@$(INSTALL) --target $@ --upgrade --no-deps ipywidgets==7.7.1
+	@$(INSTALL) --target $@ --upgrade --no-deps ipywidgets==7.7.1 ipython_genutils
 
 .venv/installed: requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("Python 3.11 or newer is needed, and $(PYTHON) is %d.%d. Name another one: make PYTHON=python3.12 ..." % v[:2])'

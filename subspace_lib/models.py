@@ -11,6 +11,11 @@ def MLP(in_features: int = 784, hidden: int = 200, depth: int = 1, classes: int 
 
     ``MLP(784)`` has D = 159,010 parameters, ``MLP(2352)`` D = 472,610: the networks of minut2023.
     Images of any shape are flattened.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a size is not an integer of at least 1; ``depth`` may be 0.
     """
     _check_sizes(in_features=in_features, hidden=hidden, classes=classes)
     if depth:
@@ -67,6 +72,11 @@ def SmallLeNet(
 
     Two convolutions, of ``channels`` and ``2 * channels`` maps, the first with ``stride``, each followed by
     max pooling; then a hidden layer, unless ``hidden`` is 0, and the output.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a size is not an integer of at least 1, or kernel and stride leave no pixel; ``hidden`` may be 0.
     """
     _check_sizes(in_channels=in_channels, channels=channels, kernel_size=kernel_size, stride=stride, classes=classes)
     if hidden:
@@ -99,6 +109,11 @@ class ToyProblem(nn.Module):
     loss(theta) = sum_i (sum of block i - i)^2. The solutions form a flat of dimension D - blocks, so a random
     flat of dimension d meets it, with probability one, exactly from d = blocks on: the intrinsic dimension
     is ``blocks``. The module is called without input and gives the loss.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a size is not an integer of at least 1, or D is not a multiple of ``blocks``.
     """
 
     def __init__(self, D: int = 1000, blocks: int = 10) -> None:

@@ -21,6 +21,20 @@ import nbformat
 from nbclient import NotebookClient
 
 PINNED_BY_COLAB = ("torch", "numpy", "ipywidgets")
+LIVE_SLIDER = """
+from matplotlib import pyplot as plt
+from subspace_lib.widgets import FrameSlider
+
+def line(slope):
+    figure, ax = plt.subplots()
+    ax.plot([0, slope])
+    return figure
+
+picture, choice = FrameSlider(line, [1, 2], label="slope", alt="a line").live([1, 2, 3]).children
+drawn = picture.value
+choice.value = 3
+assert picture.value != drawn, "the live slider did not draw"
+"""
 
 
 def serve(repository: Path, folder: Path) -> None:
@@ -46,6 +60,7 @@ def run(chapter: Path, folder: Path) -> float:
     notebook = nbformat.reads(
         chapter.read_text(encoding="utf-8").replace('PROFILE = \\"quick\\"', 'PROFILE = \\"smoke\\"'), 4
     )
+    notebook.cells.append(nbformat.v4.new_code_cell(LIVE_SLIDER))
     place = folder / chapter.stem
     place.mkdir()
     started = time.monotonic()

@@ -105,8 +105,18 @@ def test_one_sign_is_compared_with_random_signs(folder):
     put(folder, "f7", [study | {"projection": "study_sparse2", "val_accuracy": 0.1}])
     assert sentence() == ""
     signed = [study | {"projection": "study_sparse2full", "val_accuracy": a} for a in (0.46, 0.48)]
-    put(folder, "f7", [study | {"projection": "study_sparse2", "val_accuracy": 0.1}, *signed])
+    one_sign = [study | {"projection": "study_sparse2", "val_accuracy": a} for a in (0.1, 0.4)]
+    put(folder, "f7", [*one_sign, *signed])
+    assert "ours end at 0.100 to 0.400, the study's one run within that range" in sentence()
     assert "with random signs, and columns 1.4 times as long, ours reach 0.470" in sentence()
+
+
+def test_two_runs_of_the_study_are_named_where_it_ran_one_p_twice(folder):
+    run = {"d": 3500, "dataset": "cifar10", "lr": 0.001, "projection": "study_sparse", "val_accuracy": 0.44}
+    put(folder, "f7", [run])
+    sentences = {row["figure"]: why(row, folder) for row in scorecard(folder) if row["seeds"]}
+    assert sentences["fig7"] == ""
+    assert "its other run (fig7) reached 0.427; ours reach 0.440" in sentences["projection types"]
 
 
 def test_dimensions_pair_seeds_and_know_both_baselines(folder):
