@@ -43,7 +43,7 @@ def use_style() -> None:
 
 def provenance(ax: Axes, text: str) -> None:
     """Write above the axes, in small grey letters, where the data came from."""
-    ax.annotate(text, (1, 1.01), xycoords="axes fraction", ha="right", va="bottom", fontsize=8, color="#555555")
+    ax.annotate(text, (1, 1.01), xycoords="axes fraction", ha="right", va="bottom", fontsize=9, color="#555555")
 
 
 def axis_of_d(ax: Axes) -> None:

@@ -129,10 +129,10 @@ class FrameSlider(Generic[Value]):
         now = html.escape(self.labels[self.start], quote=True)
         return (
             f'<div class="subspace-slider">{images}'
-            f'<div><label for="{name}">{html.escape(self.label)}</label> '
+            f'<div><label for="{name}">{html.escape(self.label)}</label> <span style="white-space:nowrap">'
             f'<input type="range" id="{name}" min="0" max="{len(self.frames) - 1}" step="1" value="{self.start}" '
             f'aria-valuetext="{now}" autocomplete="off" oninput="{_SHOW}" style="width:50%;vertical-align:middle"> '
-            f'<output for="{name}">{now}</output></div>{_ALL}</div>'
+            f'<output for="{name}">{now}</output></span></div>{_ALL}</div>'
         )
 
 
