@@ -49,7 +49,7 @@ def status_tables(executed: Path, names: Iterable[str], gpu: Path) -> str:
     recorded = json.loads(gpu.read_text(encoding="utf-8")) if gpu.exists() else {}
     last = _table(recorded) if recorded else "\nNo GPU has executed the book yet.\n"
     files = "".join(
-        f"| {name} | {{download}}`to run <{CLEAN}/{name}.ipynb>` | {{download}}`with its results <{name}.ipynb>` |\n"
+        f"| []({name}.ipynb) | {{download}}`to run <{CLEAN}/{name}.ipynb>` | {{download}}`results <{name}.ipynb>` |\n"
         for name in names
     )
     return (
@@ -71,6 +71,6 @@ def _table(executions: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _line(name: str, record: Mapping[str, Any]) -> str:
     profile = record["profile"] + (" (stand-in images)" if record["standins"] else "")
-    date = record["date"].replace("T", " ").removesuffix("+00:00")
-    cells = (f"[{name}]({name}.ipynb)", f"{record['seconds']:.0f}", profile, record["device"], date)
+    date = record["date"].split("T")[0]
+    cells = (f"[]({name}.ipynb)", f"{record['seconds']:.0f}", profile, record["device"], date)
     return f"| {' | '.join(cells)} | {record['commit']} |\n"

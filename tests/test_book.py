@@ -232,5 +232,5 @@ def test_the_status_page_says_what_ran_where(tmp_path: Path) -> None:
     text = status_tables(root / "_build/executed", ["first"], gpu)
     last = text.split("## The last build on a GPU")[1].split("\n## ")[0].strip().splitlines()
     assert len(last) == 5
-    assert last[2].startswith("| [first](first.ipynb) | 123 | full (stand-in images) | NVIDIA H200 |")
+    assert last[2].startswith("| [](first.ipynb) | 123 | full (stand-in images) | NVIDIA H200 |")
     assert last[4].startswith("Executed with python ") and f"torch {record['versions']['torch']}" in last[4]
