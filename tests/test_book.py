@@ -155,7 +155,7 @@ def test_the_digest_sees_what_matters(tmp_path: Path) -> None:
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_build_leaves_nothing_behind(tmp_path: Path, how: signal.Signals) -> None:
     marker = tmp_path / "kernel"
-    sleeping = f"import os, pathlib, time\npathlib.Path({str(marker)!r}).write_text(str(os.getpid()))\ntime.sleep(60)"
+    sleeping = f"import os, pathlib, time\npathlib.Path({str(marker)!r}).write_text(str(os.getpid()))\ntime.sleep(300)"
     root = make_root(tmp_path / "root", sleeping=sleeping)
     code = (
         "import functools, pathlib, sys; from subspace_lib import __main__, book\n"
@@ -167,7 +167,7 @@ def test_a_stopped_build_leaves_nothing_behind(tmp_path: Path, how: signal.Signa
     wait_until(lambda: marker.exists() and marker.read_text() != "")
     kernel = int(marker.read_text())
     process.send_signal(how)
-    assert process.communicate(timeout=20)[1] == "stopped\n"
+    assert process.communicate(timeout=60)[1] == "stopped\n"
     assert process.returncode == 130
     assert list((root / "_build").rglob("*.ipynb")) == []
     assert list((root / "_build").glob("running-*")) == []
