@@ -119,8 +119,8 @@ def read_record(text: str, source: str) -> Record:
 def read_records(folder: Path, table: Path) -> tuple[dict[str, Record], list[str]]:
     """All whole records of an experiment, by key, and what was wrong with the others.
 
-    A damaged file of ``folder`` is renamed to end in ``.damaged``; of a table with damaged lines a copy is kept
-    under such a name.
+    Hidden files, which somebody is writing, are let alone. A damaged file of ``folder`` is renamed to end in
+    ``.damaged``; of a table with damaged lines a copy is kept under such a name.
 
     Raises
     ------
@@ -129,7 +129,7 @@ def read_records(folder: Path, table: Path) -> tuple[dict[str, Record], list[str
     """
     records: dict[str, Record] = {}
     damaged: list[str] = []
-    for path in (table, *sorted(folder.glob("*.json"))):
+    for path in (table, *sorted(folder.glob("[!.]*.json"))):
         if not path.exists():
             continue
         text = path.read_text(encoding="utf-8", errors="replace")

@@ -197,12 +197,12 @@ def start(folder, pause, script=SWEEP, *more):
 
 def test_a_sweep_that_is_killed_goes_on_where_it_stood(tmp_path):
     process = start(tmp_path, 0.3)
-    while len(list((tmp_path / "records").glob("*.json"))) < 2:
+    while len(list((tmp_path / "records").glob("[!.]*.json"))) < 2:
         assert process.poll() is None, process.stdout.read().decode()
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    kept = {path.name: path.read_bytes() for path in (tmp_path / "records").glob("*.json")}
+    kept = {path.name: path.read_bytes() for path in (tmp_path / "records").glob("[!.]*.json")}
     assert 2 <= len(kept) < len(SPECS)
     assert start(tmp_path, 0).wait() == 0
     for name, content in kept.items():
@@ -229,7 +229,7 @@ def test_a_dask_worker_that_is_killed_takes_nothing_with_it(tmp_path):
         workers = [start(tmp_path, 0.5, DASK_WORKER, address) for _ in range(2)]
         try:
             going = thread.submit(sweep.sweep, SPECS, tmp_path / "records", tmp_path / "test.jsonl", dask=address)
-            while len(list((tmp_path / "records").glob("*.json"))) < 2:
+            while len(list((tmp_path / "records").glob("[!.]*.json"))) < 2:
                 assert not going.done(), going.result()
                 time.sleep(0.01)
             workers[0].kill()
@@ -271,6 +271,14 @@ def test_a_damaged_record_is_named_kept_and_made_again(folder, harm, capsys):
     assert str(path) in capsys.readouterr().out
     assert path.with_name(path.name + ".damaged").read_text() == harmed
     assert again[SPECS[1].key]["result"]["val_loss_curve"] == first[SPECS[1].key]["result"]["val_loss_curve"]
+
+
+def test_a_record_that_another_sweep_is_writing_is_let_alone(folder, capsys):
+    go(folder, SPECS[:1])
+    unfinished = folder / "records" / f".{SPECS[1].key}.json.abc.json"
+    unfinished.write_text('{"version":')
+    assert len(go(folder, SPECS[:1])) == 1
+    assert unfinished.exists() and "not a whole record" not in capsys.readouterr().out
 
 
 def test_a_damaged_line_of_the_table_is_named_and_made_again(folder, capsys):
