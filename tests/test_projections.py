@@ -1,6 +1,5 @@
 """The contract that every projection keeps, and a dense oracle for each family, written another way."""
 
-import functools
 import itertools
 import math
 
@@ -12,7 +11,7 @@ from torch.autograd import gradcheck
 
 from subspace_lib import PROJECTIONS, make_projection
 from subspace_lib.projections import sparse
-from subspace_lib.projections.transforms import factor_orders, hadamard_matrix, kronecker_transform
+from subspace_lib.projections.transforms import factor_orders, hadamard_matrix, hadamard_transform
 
 CASES = [
     ("dense", {}),
@@ -244,13 +243,13 @@ def sylvester(n):
 def test_hadamard_transform(n):
     orders = factor_orders(n)
     assert math.prod(orders) == n
-    assert max(orders) <= 32
-    factors = [hadamard_matrix(order).double() for order in orders]
+    assert max(orders) <= 16
+    H = hadamard_matrix(16).double()
     x = torch.randn(2, n, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    y, spare = kronecker_transform(x[..., None].clone(), factors, torch.empty(2, n, 1, dtype=torch.float64))
+    y, spare = hadamard_transform(x[..., None].clone(), H, torch.empty(2, n, 1, dtype=torch.float64))
     if n <= 1024:
         torch.testing.assert_close(y[..., 0], x @ sylvester(n).double())
-    torch.testing.assert_close(kronecker_transform(y, factors, spare)[0][..., 0], n * x)
+    torch.testing.assert_close(hadamard_transform(y, H, spare)[0][..., 0], n * x)
 
 
 @pytest.mark.parametrize(("D", "d"), [(300, 70), (300, 1), (37, 37), (37, 20), (63, 5), (64, 64), (1500, 40)])
@@ -259,20 +258,20 @@ def test_hadamard_oracle(D, d):
     P = make_projection("hadamard", D, d, 2)
     rows = []
     for i, (count, m) in enumerate(P.groups):
-        coordinates, places, signs, factors = P._group(i)
-        row_signs = functools.reduce(torch.kron, [F[:, 0] for F in factors])
-        assert torch.equal(row_signs.abs(), torch.ones(m))
-        group = torch.zeros(*signs.shape, d)
-        for a, b in itertools.product(range(signs.shape[0]), range(signs.shape[2])):
-            C = torch.zeros(m, d)
-            C[places, coordinates] = signs[a, places, b]
-            group[a, :, b] = torch.diag(row_signs) @ sylvester(m) @ C
+        source, entries, row_signs = P._group(i)
+        assert torch.equal(row_signs.abs(), torch.ones(m, 1))
+        assert torch.equal((entries != 0).sum(1), torch.full((len(entries), entries.shape[2]), min(m, d)))
+        group = torch.zeros(*entries.shape, d)
+        for a, b in itertools.product(range(entries.shape[0]), range(entries.shape[2])):
+            BC = torch.zeros(m, d)
+            BC[torch.arange(m), source] = entries[a, :, b]
+            group[a, :, b] = row_signs * (sylvester(m) @ BC)
         rows.append(group.reshape(m * count, d))
     last = torch.zeros(len(P.followed), d)
-    last[torch.arange(len(P.followed)), P.followed] = P.followed_signs
+    last[torch.arange(len(P.followed)), P.followed] = P.followed_entries
     matrix = torch.cat([*rows, last])
     assert matrix.shape == (D, d)
-    torch.testing.assert_close(P.to_dense(), matrix / matrix.norm(dim=0))
+    torch.testing.assert_close(P.to_dense(), matrix)
     assert (matrix != 0).any(1).all(), "every weight must move"
 
 
@@ -294,9 +293,9 @@ def test_fastfood_oracle(D, blocks):
     assert P.signs.numel() == blocks * n
     for a, b in itertools.product(range(P.signs.shape[0]), range(P.signs.shape[2])):
         Pi = torch.eye(n)[P.order]
-        S, G, B = (torch.diag(part[a, :, b].float()) for part in (P.row_scale, P.gaussian, P.signs))
-        matrix[a, :, b] = S @ H @ G @ Pi @ H @ B
-    torch.testing.assert_close(P.to_dense(), matrix.reshape(blocks * n, n)[:D, :d])
+        G, B = (torch.diag(part[a, :, b].float()) for part in (P.gaussian, P.signs))
+        matrix[a, :, b] = H @ G @ Pi @ H @ B
+    torch.testing.assert_close(P.to_dense(), P.lengths[:, None] * matrix.reshape(blocks * n, n)[:D, :d])
 
 
 def test_fastfood_columns_have_norm_1_in_expectation_and_rows_gaussian_lengths():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -9,8 +10,10 @@ from torch import Tensor
 
 from subspace_lib.projections.base import Projection
 
-LARGEST_FACTOR_BITS = 5
-"""A transform runs as products with matrices of order 2^5 at most: few operations, each of them dense."""
+LARGEST_FACTOR_BITS = 4
+"""A transform runs as products with matrices of order 2^4 at most: few operations, each of them dense."""
+SIGNS_BITS = 5
+"""The signs of a block's rows are the Kronecker product of random vectors of 2^5 signs at most."""
 
 
 def hadamard_matrix(n: int) -> Tensor:
@@ -21,31 +24,32 @@ def hadamard_matrix(n: int) -> Tensor:
     return H
 
 
-def factor_orders(n: int) -> list[int]:
-    """Powers of two, nearly equal, at most 2^5 each, whose product is n."""
+def factor_orders(n: int, largest_bits: int = LARGEST_FACTOR_BITS) -> list[int]:
+    """Powers of two, nearly equal, at most 2^largest_bits each, whose product is n."""
     bits = n.bit_length() - 1
-    count = max(1, -(-bits // LARGEST_FACTOR_BITS))
+    count = max(1, -(-bits // largest_bits))
     return [1 << (bits * (i + 1) // count - bits * i // count) for i in range(count)]
 
 
-def kronecker_transform(x: Tensor, factors: list[Tensor], spare: Tensor) -> tuple[Tensor, Tensor]:
-    """(F_1 kron F_2 kron ...) x for square factors and x of shape (batch, n, columns).
+def hadamard_transform(x: Tensor, H: Tensor, spare: Tensor) -> tuple[Tensor, Tensor]:
+    """The Hadamard transform of every column of x, of shape (batch, n, columns).
 
-    With Hadamard matrices as factors this is the Hadamard transform of every column: H of order n is the Kronecker
-    product of small ones, and the cost is n (|F_1| + |F_2| + ...) a column instead of n^2.
+    The matrix of order n is the Kronecker product of small ones, each of them a corner of ``H``, and the cost is n
+    times the sum of their orders a column instead of n^2.
 
     x and ``spare``, of the same shape, are both written over: new buffers at every step of the training would cost
     more in page faults than the products. Gives the result, and the buffer that is free again.
     """
     shape, before = x.shape, len(x)
-    for F in factors:
-        if x.numel() > before * len(F):
-            blocks = (before, len(F), -1)
-            torch.bmm(F.expand(before, -1, -1), x.view(blocks), out=spare.view(blocks))
+    for order in factor_orders(shape[1]):
+        factor = H[:order, :order]
+        if x.numel() > before * order:
+            blocks = (before, order, -1)
+            torch.bmm(factor.expand(before, -1, -1), x.view(blocks), out=spare.view(blocks))
         else:
-            torch.mm(x.view(-1, len(F)), F.T, out=spare.view(-1, len(F)))
+            torch.mm(x.view(-1, order), factor, out=spare.view(-1, order))
         x, spare = spare, x
-        before *= len(F)
+        before *= order
     return x.view(shape), spare.view(shape)
 
 
@@ -76,8 +80,8 @@ class HadamardProjection(Projection):
     without that the last rows, an output layer perhaps, would hardly move at all.
 
     Many blocks lie side by side: then weight i * count + b is row i of block b, and one product serves them all.
-    H runs as a few products with small matrices, and R is made of their rows' signs, so it costs nothing.
-    Cost: D log n operations. Keeps one sign a weight.
+    H runs as a few products with small matrices; R, which all blocks share, is a Kronecker product of short vectors of
+    signs. Cost: D log n operations. Keeps one number a weight.
 
     References
     ----------
@@ -88,6 +92,7 @@ class HadamardProjection(Projection):
 
     def __init__(self, D: int, d: int, seed: int = 0, *, dtype: torch.dtype | None = None) -> None:
         super().__init__(D, d, seed, dtype=dtype)
+        self.register_buffer("H", hadamard_matrix(2**LARGEST_FACTOR_BITS).to(self.dtype), persistent=False)
         generator = torch.Generator().manual_seed(seed)
         n = max(64, power_of_two(d))
         self.groups = [(D // n, n)] if n <= D else []
@@ -104,61 +109,55 @@ class HadamardProjection(Projection):
             first = int(coordinates[-1] + 1) % d
             weight = d / len(coordinates)
             squared_norms[coordinates] += count * m * weight
-            self._keep("coordinates", i, coordinates)
-            self._keep("places", i, torch.randperm(m, generator=generator)[: len(coordinates)])
-            self._keep("signs", i, random_signs(block_shape(count, m), generator, self.dtype) * math.sqrt(weight))
-            for j, order in enumerate(factor_orders(m)):
-                rows = random_signs((order, 1), generator, self.dtype)
-                self._keep(f"factor_{j}", i, rows * hadamard_matrix(order).to(self.dtype))
+            places = torch.randperm(m, generator=generator)[: len(coordinates)]
+            self._keep("source", i, coordinates[0].repeat(m).index_copy_(0, places, coordinates))
+            placed = torch.zeros(1, m, 1, dtype=self.dtype).index_fill_(1, places, math.sqrt(weight))
+            self._keep("entries", i, random_signs(block_shape(count, m), generator, self.dtype).mul_(placed))
+            row_signs = [random_signs((order,), generator, self.dtype) for order in factor_orders(m, SIGNS_BITS)]
+            self._keep("row_signs", i, functools.reduce(torch.kron, row_signs)[:, None])
         followed = (first + torch.arange(left)) % d
         squared_norms += d * torch.bincount(followed, minlength=d)
+        scale = squared_norms.rsqrt().to(self.dtype)
+        for i in range(len(self.groups)):
+            source, entries, _ = self._group(i)
+            entries.mul_(scale[source][:, None])
+        entries = random_signs((left,), generator, self.dtype) * math.sqrt(d) * scale[followed]
         self.register_buffer("followed", followed, persistent=False)
-        self.register_buffer(
-            "followed_signs", random_signs((left,), generator, self.dtype) * math.sqrt(d), persistent=False
-        )
-        self.register_buffer("scale", squared_norms.rsqrt().to(self.dtype), persistent=False)
+        self.register_buffer("followed_entries", entries, persistent=False)
 
+    H: Tensor
     followed: Tensor  # the coordinate of each of the last rows
-    followed_signs: Tensor
-    scale: Tensor
+    followed_entries: Tensor
 
     def _keep(self, name: str, group: int, value: Tensor) -> None:
         self.register_buffer(f"{name}_{group}", value, persistent=False)
 
-    def _group(self, i: int) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
-        coordinates, places, signs = (self.get_buffer(f"{name}_{i}") for name in ("coordinates", "places", "signs"))
-        factors = [self.get_buffer(f"factor_{j}_{i}") for j in range(len(factor_orders(self.groups[i][1])))]
-        return coordinates, places, signs, factors
+    def _group(self, i: int) -> list[Tensor]:
+        """The coordinate in each of the m places, the entries of B_b C (0 in the empty places), the signs R."""
+        return [self.get_buffer(f"{name}_{i}") for name in ("source", "entries", "row_signs")]
 
     def _multiply(self, z: Tensor) -> Tensor:
-        flat = (z * self.scale).reshape(-1, self.d)
+        flat = z.reshape(-1, self.d)
         parts = []
-        for i, (count, m) in enumerate(self.groups):
-            coordinates, places, signs, factors = self._group(i)
-            placed = flat.new_zeros(len(flat), m)
-            placed[:, places] = flat[:, coordinates]
-            x = (placed[:, None, :, None] * signs).view(-1, *signs.shape[1:])
-            parts.append(kronecker_transform(x, factors, torch.empty_like(x))[0].view(len(flat), count * m))
-        parts.append(flat[:, self.followed] * self.followed_signs)
+        for i in range(len(self.groups)):
+            source, entries, row_signs = self._group(i)
+            x = (flat[:, None, source, None] * entries).view(-1, *entries.shape[1:])
+            x, _ = hadamard_transform(x, self.H, torch.empty_like(x))
+            parts.append(x.mul_(row_signs).view(len(flat), -1))
+        parts.append(flat[:, self.followed] * self.followed_entries)
         return torch.cat(parts, 1).reshape(*z.shape[:-1], self.D)
 
     def write(self, theta0: Tensor, z: Tensor, out: Tensor) -> None:
-        """Write theta0 + P z into ``out``; the last product of a transform adds theta0 as it goes."""
-        scaled = z * self.scale
+        """Write theta0 + P z into ``out``."""
         sizes = [*(count * m for count, m in self.groups), len(self.followed)]
         starts, ends = theta0.split(sizes), out.split(sizes)
-        for i, (_, m) in enumerate(self.groups):
-            coordinates, places, signs, (first, *factors) = self._group(i)
-            placed = scaled.new_zeros(m).index_copy_(0, places, scaled[coordinates])
-            buffers = [torch.empty_like(ends[i]), ends[i]]
-            if len(factors) % 2:  # so that the result does not lie where the sum goes
-                buffers.reverse()
-            torch.mul(placed[:, None], signs, out=buffers[0].view_as(signs))
-            inner = (len(signs) * len(first), m // len(first), signs.shape[2])
-            x, _ = kronecker_transform(buffers[0].view(inner), factors, buffers[1].view(inner))
-            x = x.view(len(signs), len(first), -1)
-            torch.baddbmm(starts[i].view_as(x), first.expand(len(x), -1, -1), x, out=ends[i].view_as(x))
-        torch.addcmul(starts[-1], scaled[self.followed], self.followed_signs, out=ends[-1])
+        for i in range(len(self.groups)):
+            source, entries, row_signs = self._group(i)
+            end = ends[i].view_as(entries)
+            x = torch.mul(z[source][:, None], entries, out=end)
+            x, _ = hadamard_transform(x, self.H, torch.empty_like(end))
+            torch.addcmul(starts[i].view_as(entries), x, row_signs, out=end)
+        torch.addcmul(starts[-1], z[self.followed], self.followed_entries, out=ends[-1])
 
     def _multiply_transposed(self, v: Tensor) -> Tensor:
         return self.pull(v.clone(memory_format=torch.contiguous_format))
@@ -167,14 +166,13 @@ class HadamardProjection(Projection):
         """P^T v, with v as a buffer."""
         flat = v.reshape(-1, self.D)
         *pieces, last = flat.split([*(count * m for count, m in self.groups), len(self.followed)], dim=1)
-        z = flat.new_zeros(len(flat), self.d).index_add_(1, self.followed, last * self.followed_signs)
+        z = flat.new_zeros(len(flat), self.d).index_add_(1, self.followed, last * self.followed_entries)
         for i, piece in enumerate(pieces):
-            coordinates, places, signs, factors = self._group(i)
-            x = piece.reshape(-1, *signs.shape[1:]).contiguous()
-            x, _ = kronecker_transform(x, [F.T for F in factors], torch.empty_like(x))
-            x = x.view(len(flat), *signs.shape).mul_(signs)
-            z[:, coordinates] += x.sum((1, 3))[:, places]
-        return (z * self.scale).reshape(*v.shape[:-1], self.d)
+            source, entries, row_signs = self._group(i)
+            x = piece.reshape(-1, *entries.shape[1:]).contiguous().mul_(row_signs)
+            x, _ = hadamard_transform(x, self.H, torch.empty_like(x))
+            z.index_add_(1, source, x.view(len(flat), *entries.shape).mul_(entries).sum((1, 3)))
+        return z.reshape(*v.shape[:-1], self.d)
 
 
 class FastfoodProjection(Projection):
@@ -189,6 +187,7 @@ class FastfoodProjection(Projection):
 
     def __init__(self, D: int, d: int, seed: int = 0, *, dtype: torch.dtype | None = None) -> None:
         super().__init__(D, d, seed, dtype=dtype)
+        self.register_buffer("H", hadamard_matrix(2**LARGEST_FACTOR_BITS).to(self.dtype), persistent=False)
         generator = torch.Generator().manual_seed(seed)
         n = power_of_two(d)
         self.n, self.blocks = n, -(-D // n)
@@ -196,48 +195,49 @@ class FastfoodProjection(Projection):
         gaussian = torch.randn(shape, generator=generator)
         order = torch.randperm(n, generator=generator)
         lengths = torch._standard_gamma(torch.full(shape, n / 2), generator=generator).mul_(2).sqrt_()
-        row_scale = lengths / (gaussian.norm(dim=1, keepdim=True) * math.sqrt(n * D))
+        lengths /= gaussian.norm(dim=1, keepdim=True) * math.sqrt(n * D)
         for name, buffer in {
             "signs": random_signs(shape, generator, torch.int8),
             "gaussian": gaussian.to(self.dtype),
             "order": order,
             "inverse_order": order.argsort(),
-            "row_scale": row_scale.to(self.dtype),
+            "lengths": lengths.flatten()[:D].to(self.dtype),
         }.items():
             self.register_buffer(name, buffer, persistent=False)
-        self._orders = factor_orders(n)
-        for size in set(self._orders):
-            self.register_buffer(f"H_{size}", hadamard_matrix(size).to(self.dtype), persistent=False)
 
+    H: Tensor
     signs: Tensor
     gaussian: Tensor
     order: Tensor
     inverse_order: Tensor
-    row_scale: Tensor
+    lengths: Tensor  # (D,) the factors S
 
-    def _scaled(self, x: Tensor, factors: Tensor) -> Tensor:
-        """x times the factors of every block, in place; x may hold a batch."""
-        return x.view(-1, *factors.shape).mul_(factors).view_as(x)
-
-    def _transform(self, x: Tensor, spare: Tensor) -> tuple[Tensor, Tensor]:
-        return kronecker_transform(x, [self.get_buffer(f"H_{size}") for size in self._orders], spare)
-
-    def _multiply(self, z: Tensor) -> Tensor:
-        flat = z.reshape(-1, self.d)
+    def _without_lengths(self, flat: Tensor) -> Tensor:
+        """H G Pi H B z for every z of a batch, of shape (batch, blocks * n)."""
         x = torch.nn.functional.pad(flat, (0, self.n - self.d))[:, None, :, None] * self.signs
         x = x.view(-1, *self.signs.shape[1:])
-        x, spare = self._transform(x, torch.empty_like(x))
+        x, spare = hadamard_transform(x, self.H, torch.empty_like(x))
         x, spare = torch.index_select(x, 1, self.order, out=spare), x
-        x, _ = self._transform(self._scaled(x, self.gaussian), spare)
-        x = self._scaled(x, self.row_scale)
-        return x.reshape(len(flat), -1)[:, : self.D].reshape(*z.shape[:-1], self.D)
+        x.view(-1, *self.gaussian.shape).mul_(self.gaussian)
+        return hadamard_transform(x, self.H, spare)[0].view(len(flat), -1)
+
+    def _multiply(self, z: Tensor) -> Tensor:
+        x = self._without_lengths(z.reshape(-1, self.d))
+        return (x[:, : self.D] * self.lengths).reshape(*z.shape[:-1], self.D)
+
+    def write(self, theta0: Tensor, z: Tensor, out: Tensor) -> None:
+        """Write theta0 + P z into ``out``."""
+        torch.addcmul(theta0, self._without_lengths(z[None])[0, : self.D], self.lengths, out=out)
 
     def _multiply_transposed(self, v: Tensor) -> Tensor:
-        x = v.new_zeros(v.numel() // self.D, self.blocks * self.n)
-        x[:, : self.D] = v.reshape(-1, self.D)
-        x = self._scaled(x.view(-1, *self.signs.shape[1:]), self.row_scale)
-        x, spare = self._transform(x, torch.empty_like(x))
-        x, spare = torch.index_select(self._scaled(x, self.gaussian), 1, self.inverse_order, out=spare), x
-        x, _ = self._transform(x, spare)
+        flat = v.reshape(-1, self.D)
+        x = v.new_empty(len(flat), self.blocks * self.n)
+        torch.mul(flat, self.lengths, out=x[:, : self.D])
+        x[:, self.D :] = 0
+        x = x.view(-1, *self.signs.shape[1:])
+        x, spare = hadamard_transform(x, self.H, torch.empty_like(x))
+        x.view(-1, *self.gaussian.shape).mul_(self.gaussian)
+        x, spare = torch.index_select(x, 1, self.inverse_order, out=spare), x
+        x, _ = hadamard_transform(x, self.H, spare)
         x = x.view(-1, *self.signs.shape).mul_(self.signs).sum((1, 3))
         return x[:, : self.d].reshape(*v.shape[:-1], self.d)
