@@ -32,6 +32,8 @@ VARIANTS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("dense", {}),
     ("orthogonal", {}),
 )
+PASSES = 3
+"""The whole table is measured so many times: a number is the median, and a busy minute of the machine spoils none."""
 SCALE_D = (10_000, 100_000, 1_000_000, 10_000_000)
 SCALE_SMALL_D = (100, 1_000, 10_000, 100_000)
 PEAK = """
@@ -189,7 +191,7 @@ def build_peak(name: str, D: int, d: int) -> float:
 
 
 def run_benchmark(device: str, folder: Path, **sizes: Any) -> Path:
-    """Measure, print a line a row, and write a table and a picture; gives the table's path."""
+    """Measure all rows ``PASSES`` times, print them, and write medians as a table and a picture; gives its path."""
     check_device(device)
     about = {
         "device": torch.cuda.get_device_name() if device.startswith("cuda") else device,
@@ -197,10 +199,15 @@ def run_benchmark(device: str, folder: Path, **sizes: Any) -> Path:
         "torch": torch.__version__,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    rows = []
-    for row in benchmark(device, **sizes):
-        rows.append({key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()} | about)
-        print(in_words(rows[-1]), flush=True)
+    passes: list[list[Row]] = []
+    for number in range(1, PASSES + 1):
+        print(f"pass {number} of {PASSES}", flush=True)
+        passes.append([])
+        for row in benchmark(device, **sizes):
+            passes[-1].append(row)
+            print(in_words(row), flush=True)
+    rows = [median_row(same) | about for same in zip(*passes, strict=True)]
+    print("medians", *map(in_words, rows), sep="\n")
     columns = list(dict.fromkeys(key for row in rows for key in row))
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"benchmark_{'cuda' if device.startswith('cuda') else device}.csv"
@@ -212,6 +219,12 @@ def run_benchmark(device: str, folder: Path, **sizes: Any) -> Path:
         figures.draw_benchmark(rows).savefig(partial, format="svg")
     print(f"{path}\n{path.with_suffix('.svg')}")
     return path
+
+
+def median_row(same: Sequence[Row]) -> Row:
+    """One row of several that measured the same: the median of every time and share, to four digits."""
+    first = same[0]
+    return {k: round(median(row[k] for row in same), 4) if isinstance(first[k], float) else first[k] for k in first}
 
 
 def in_words(row: Row) -> str:

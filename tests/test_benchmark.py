@@ -3,6 +3,7 @@
 import csv
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pytest
 
 from subspace_lib import __main__, figures
@@ -50,6 +51,23 @@ def test_table_and_picture(tmp_path, capsys):
     assert path.with_suffix(".svg").read_text().startswith("<?xml")
     assert "times direct" in capsys.readouterr().out
     assert len(figures.draw_benchmark([]).axes) == 3
+
+
+def test_numbers_are_medians_of_the_passes(tmp_path, monkeypatch):
+    times = iter([[1.0, 8.0], [50.0, 7.0], [2.0, 90.0]])
+    row = {"part": "D", "projection": "one_hot", "layout": "", "D": 10, "d": 2, "adjoint_ms": 1.0}
+    row |= {"bytes_per_weight": 8.0}
+
+    def measured(device):
+        return [row | {"forward_ms": time} for time in next(times)] + [row | {"part": "step", "refused": "too large"}]
+
+    monkeypatch.setattr("subspace_lib.benchmark.benchmark", measured)
+    monkeypatch.setattr(figures, "draw_benchmark", lambda rows: plt.figure())
+    with run_benchmark("cpu", tmp_path).open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["forward_ms"] for row in rows] == ["2.0", "8.0", ""]
+    assert rows[-1]["refused"] == "too large"
+    assert next(times, None) is None, "three passes"
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's memory count")
