@@ -13,7 +13,7 @@ class OneHotProjection(Projection):
 
     A random permutation of the weights is cut into d groups whose sizes differ by at most one; the weights
     of group j are +-z_j / sqrt(size of the group). The columns do not overlap, so P is orthonormal exactly,
-    and every weight moves. Keeps one 64-bit index and one signed factor a weight.
+    and every weight moves. Keeps one 64-bit index a weight.
     """
 
     name = "one_hot"
@@ -28,10 +28,11 @@ class OneHotProjection(Projection):
         sizes = torch.full((d,), D // d)
         sizes[: D % d] += 1
         self.register_buffer("entry", entry, persistent=False)
-        self.register_buffer("scale", sizes.to(self.dtype).rsqrt(), persistent=False)
+        scale = sizes.to(self.dtype).rsqrt()
+        self.register_buffer("signed_scale", torch.stack([scale, -scale]), persistent=False)
 
     entry: Tensor  # (D,) where in [z, -z] a weight finds its value
-    scale: Tensor  # (d,) one over the square root of each group's size
+    signed_scale: Tensor  # (2, d) plus and minus one over the square root of each group's size
 
     def _multiply(self, z: Tensor) -> Tensor:
         return self._table(z).index_select(-1, self.entry)
@@ -41,9 +42,14 @@ class OneHotProjection(Projection):
         torch.index_select(self._table(z), 0, self.entry, out=out).add_(theta0)
 
     def _table(self, z: Tensor) -> Tensor:
-        scaled = z * self.scale
-        return torch.cat([scaled, -scaled], -1)
+        return (z[..., None, :] * self.signed_scale).flatten(-2)
 
     def _multiply_transposed(self, v: Tensor) -> Tensor:
-        sums = v.new_zeros(*v.shape[:-1], 2 * self.d).scatter_add_(-1, self.entry.expand_as(v), v)
-        return (sums[..., : self.d] - sums[..., self.d :]) * self.scale
+        # One table for each half of the weights, so that two threads can fill them; an odd one is added at the end.
+        half = self.D // 2
+        halves, odd = v[..., : 2 * half].unflatten(-1, (2, half)), v[..., 2 * half :]
+        sums = v.new_zeros(*v.shape[:-1], 2, 2 * self.d)
+        sums.scatter_add_(-1, self.entry[: 2 * half].view(2, half).expand_as(halves), halves)
+        if odd.shape[-1]:
+            sums[..., 0, :].scatter_add_(-1, self.entry[2 * half :].expand_as(odd), odd)
+        return (sums.view(*v.shape[:-1], 2, 2, self.d) * self.signed_scale).sum((-3, -2))
