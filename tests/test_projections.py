@@ -11,6 +11,7 @@ from torch.autograd import gradcheck
 
 from subspace_lib import PROJECTIONS, make_projection
 from subspace_lib.projections import sparse
+from subspace_lib.projections.base import fingerprint, same_fingerprint
 from subspace_lib.projections.transforms import factor_orders, hadamard_matrix, hadamard_transform
 
 CASES = [
@@ -144,6 +145,24 @@ def test_compiled(name, options):
     (gradient,) = torch.autograd.grad(compiled(z), z)
     torch.testing.assert_close(compiled(z), P(z) @ v)
     torch.testing.assert_close(gradient, P.adjoint(v))
+
+
+@pytest.mark.parametrize(
+    ("name", "recorded"),
+    [
+        ("dense", [-5.29209, -1.00814, 6.18189]),
+        ("sparse", [-4.70104, -3.16486, 5.77452]),
+        ("orthogonal", [-5.23716, -1.55246, 5.95456]),
+        ("hadamard", [7.62367, 6.50046, 5.95456]),
+        ("fastfood", [5.00566, -0.18444, 6.03137]),
+        ("kronecker", [9.14814, 1.07342, 4.96355]),
+        ("one_hot", [0.09251, 2.60303, 5.95456]),
+    ],
+)
+def test_P_is_the_one_of_the_recorded_runs_and_saved_models(name, recorded):
+    """Sum, weighted sum and norm of P z, as computed at commit 1932786, where the study was complete."""
+    P = make_projection(name, 1314, 70, seed=3)
+    assert same_fingerprint(fingerprint(P(torch.arange(70.0).cos())), recorded)
 
 
 def test_layouts_and_storage_hold_the_same_P():
