@@ -1,14 +1,21 @@
 """Train a network through a random projection, theta = theta0 + P z."""
 
-from subspace_lib.datasets import Data, load_dataset
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from subspace_lib.checkpoint import CheckpointError
+from subspace_lib.data import Data
 from subspace_lib.diagnostics import diagnose
 from subspace_lib.intrinsic import intrinsic_dimension, search_intrinsic_dimension
 from subspace_lib.many import fit_many
-from subspace_lib.models import MLP, LeNet, SmallLeNet, ToyProblem, count_parameters
-from subspace_lib.profiles import PROFILES, default_device, get_profile
 from subspace_lib.projections import PROJECTIONS, LayerwiseProjection, Projection, make_projection, split_budget
-from subspace_lib.subspace import CheckpointError, SubspaceModel, SubspaceOptimizer
+from subspace_lib.subspace import SubspaceModel, SubspaceOptimizer, count_parameters
 from subspace_lib.training import DivergedError, History, evaluate, fit
+
+if TYPE_CHECKING:
+    from subspace_lib.tasks.datasets import load_dataset
+    from subspace_lib.tasks.models import MLP, LeNet, SmallLeNet, ToyProblem
+    from subspace_lib.tasks.profiles import PROFILES, default_device, get_profile
 
 __version__ = "0.1.0"
 
@@ -40,3 +47,18 @@ __all__ = [
     "search_intrinsic_dimension",
     "split_budget",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """The names of the book's tasks, loaded when they are first used."""
+    if name in __all__:
+        for room in ("datasets", "models", "profiles"):
+            module = import_module(f"subspace_lib.tasks.{room}")
+            if name in vars(module):
+                return vars(module)[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """The public names."""
+    return sorted({*globals(), *__all__})

@@ -9,11 +9,11 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from subspace_lib.book import DEVICES, ROOT, build_book
-from subspace_lib.chapters import BookError
-from subspace_lib.pages import print_book
-from subspace_lib.profiles import default_device, get_profile
-from subspace_lib.sweep import SweepError
+from subspace_lib.press.build import DEVICES, ROOT, build_book
+from subspace_lib.press.chapters import BookError
+from subspace_lib.press.pages import print_book
+from subspace_lib.study.sweep import SweepError
+from subspace_lib.tasks.profiles import default_device, get_profile
 
 
 class Parser(argparse.ArgumentParser):
@@ -51,7 +51,7 @@ def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 def show_data() -> None:
     """Load both data sets and print a line on each."""
-    from subspace_lib.datasets import data_folder, load_dataset
+    from subspace_lib.tasks.datasets import data_folder, load_dataset
 
     print(f"folder: {data_folder()}")
     for name in ("mnist", "cifar10"):
@@ -66,8 +66,8 @@ def run_sweeps(
     experiments: list[str], profile: str, device: str | None, jobs: int | None, dask: str | None, out: Path
 ) -> None:
     """Make the runs of each experiment; only full-size runs enter the tables of results/."""
-    from subspace_lib.study import EXPERIMENTS, experiment
-    from subspace_lib.sweep import sweep
+    from subspace_lib.study.experiments import EXPERIMENTS, experiment
+    from subspace_lib.study.sweep import sweep
 
     device = device or default_device()
     jobs = jobs if jobs is not None else (1 if device == "cuda" else os.cpu_count() or 1)
@@ -98,9 +98,10 @@ def main(arguments: list[str] | None = None) -> int:
         elif chosen.command == "pdf":
             print_book(ROOT)
         elif chosen.command == "benchmark":
-            from subspace_lib.benchmark import run_benchmark
+            from subspace_lib.press.figures import write_benchmark_picture
+            from subspace_lib.study.benchmark import run_benchmark
 
-            run_benchmark(chosen.device, chosen.out)
+            print(write_benchmark_picture(run_benchmark(chosen.device, chosen.out)))
         elif chosen.command == "sweep":
             run_sweeps(chosen.experiments, chosen.profile, chosen.device, chosen.jobs, chosen.dask, chosen.out)
         else:

@@ -3,30 +3,19 @@
 from __future__ import annotations
 
 import copy
-import errno
-import json
-import zlib
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self, cast
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from subspace_lib.files import replaced_atomically
+from subspace_lib import checkpoint
+from subspace_lib.checkpoint import CheckpointError
 from subspace_lib.memory import keep_freed_memory
-from subspace_lib.models import count_parameters
 from subspace_lib.projections import Projection, from_recipe, has_recipe
 from subspace_lib.projections.base import fingerprint, same_fingerprint
-
-FILE_FORMAT = "subspace_lib 1"
-
-
-class CheckpointError(ValueError):
-    """A file that is not a checkpoint of this model, or of this version of the library."""
 
 
 class SubspaceModel(nn.Module):
@@ -131,19 +120,15 @@ class SubspaceModel(nn.Module):
         tensors = {f"buffer.{name}": buffer for name, buffer in self.net.state_dict().items()} | {"z": self.z}
         if self.theta0_seed is None:
             tensors["theta0"] = self.theta0
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        description = {
+        about = {
             "P": self.P.recipe(),
             "dtype": str(self.P.dtype).removeprefix("torch."),
             "theta0_seed": self.theta0_seed,
             "theta0": fingerprint(self.theta0),
-            "probe": _probe(self.P),
+            "probe": checkpoint.probe(self.P),
             "weights": self.layout(),
-            "checksum": _checksum(tensors),
         }
-        metadata = {"format": FILE_FORMAT, "description": json.dumps(description)}
-        with replaced_atomically(Path(path)) as temporary:
-            save_file(tensors, temporary, metadata)
+        checkpoint.write(Path(path), tensors, about)
 
     @classmethod
     def load(cls, path: str | Path, factory: Callable[[], nn.Module]) -> Self:
@@ -154,7 +139,7 @@ class SubspaceModel(nn.Module):
         CheckpointError
             If the file is damaged, of another version or architecture, or what is rebuilt is not what was saved.
         """
-        about, tensors = _read(Path(path))
+        about, tensors = checkpoint.read(Path(path))
         P = from_recipe(about["P"], getattr(torch, about["dtype"]))
         try:
             model = cls.from_seed(factory, P, about["theta0_seed"] or 0)
@@ -168,7 +153,7 @@ class SubspaceModel(nn.Module):
                 )
         if "theta0" in tensors:
             model.theta0.copy_(tensors.pop("theta0"))
-        for label, rebuilt in (("theta0", fingerprint(model.theta0)), ("probe", _probe(P))):
+        for label, rebuilt in (("theta0", fingerprint(model.theta0)), ("probe", checkpoint.probe(P))):
             if not same_fingerprint(about[label], rebuilt):
                 what = "theta0" if label == "theta0" else "P"
                 raise CheckpointError(
@@ -315,6 +300,11 @@ class SubspaceOptimizer(torch.optim.Optimizer):
             )
 
 
+def count_parameters(net: nn.Module) -> int:
+    """D: how many numbers of ``net`` are trained."""
+    return sum(p.numel() for p in net.parameters() if p.requires_grad)
+
+
 def _trainable(net: nn.Module, P: Projection) -> list[nn.Parameter]:
     """The parameters of ``net`` that P moves, checked against P."""
     if not isinstance(net, nn.Module) or not isinstance(P, Projection):
@@ -370,39 +360,3 @@ def _put(net: nn.Module, names: list[str], value: Tensor) -> None:
             module.register_parameter(attribute, value)
         else:
             module.register_buffer(attribute, value, persistent=value.numel() > 0)
-
-
-def _probe(P: Projection) -> list[float]:
-    with torch.no_grad():
-        return fingerprint(P(torch.arange(P.d, dtype=P.dtype, device=P.device).cos()))
-
-
-def _checksum(tensors: dict[str, Tensor]) -> int:
-    """A number that changes with any bit of the tensors."""
-    checksum = 0
-    for _, tensor in sorted(tensors.items()):
-        checksum = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().tobytes(), checksum)
-    return checksum
-
-
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Description and tensors of a checkpoint, or a CheckpointError that says what the file is instead."""
-    if not path.is_file():
-        raise FileNotFoundError(errno.ENOENT, "no such checkpoint file", str(path))
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise CheckpointError(f"{path} is not a whole safetensors file ({error}); save it again") from None
-    if metadata.get("format") != FILE_FORMAT:
-        found = metadata.get("format", "no format of this library")
-        raise CheckpointError(f"{path} has format {found!r}, this version of subspace_lib reads {FILE_FORMAT!r}")
-    try:
-        about = json.loads(metadata["description"])
-        checksum = about["checksum"]
-    except (ValueError, LookupError, TypeError) as error:
-        raise CheckpointError(f"{path} has no whole description ({type(error).__name__}: {error})") from None
-    if checksum != _checksum(tensors):
-        raise CheckpointError(f"{path} is damaged: its numbers are not those that were saved; use another copy")
-    return about, tensors

@@ -23,7 +23,7 @@ from nbclient import NotebookClient
 PINNED_BY_COLAB = ("torch", "numpy", "ipywidgets")
 LIVE_SLIDER = """
 from matplotlib import pyplot as plt
-from subspace_lib.widgets import FrameSlider
+from subspace_lib.press.widgets import FrameSlider
 
 def line(slope):
     figure, ax = plt.subplots()

@@ -21,7 +21,7 @@ def missing() -> Callable[[str], None]:
 @pytest.fixture(scope="session")
 def chromium(missing: Callable[[str], None]) -> str:
     """Where Chromium is."""
-    from subspace_lib.pages import find_browser
+    from subspace_lib.press.pages import find_browser
 
     executable = find_browser()
     if executable is None:

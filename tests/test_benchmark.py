@@ -3,12 +3,12 @@
 import csv
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import pytest
 
-from subspace_lib import __main__, figures
-from subspace_lib.benchmark import VARIANTS, benchmark, build_peak, run_benchmark
+from subspace_lib import __main__
+from subspace_lib.press import figures
 from subspace_lib.projections import PROJECTIONS
+from subspace_lib.study.benchmark import VARIANTS, benchmark, build_peak, run_benchmark
 
 SMALL = {"in_features": 20, "d": 50, "rounds": 2, "scale_D": (2000,), "scale_d": (10, 100)}
 
@@ -48,7 +48,7 @@ def test_table_and_picture(tmp_path, capsys):
     assert [row["projection"] for row in rows[:2]] == ["one_hot", "sparse"]
     assert float(rows[0]["build_peak"]) >= 0
     assert rows[0]["device"] == "cpu"
-    assert path.with_suffix(".svg").read_text().startswith("<?xml")
+    assert figures.write_benchmark_picture(path).read_text().startswith("<?xml")
     assert "times direct" in capsys.readouterr().out
     assert len(figures.draw_benchmark([]).axes) == 3
 
@@ -61,8 +61,7 @@ def test_numbers_are_medians_of_the_passes(tmp_path, monkeypatch):
     def measured(device):
         return [row | {"forward_ms": time} for time in next(times)] + [row | {"part": "step", "refused": "too large"}]
 
-    monkeypatch.setattr("subspace_lib.benchmark.benchmark", measured)
-    monkeypatch.setattr(figures, "draw_benchmark", lambda rows: plt.figure())
+    monkeypatch.setattr("subspace_lib.study.benchmark.benchmark", measured)
     with run_benchmark("cpu", tmp_path).open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["forward_ms"] for row in rows] == ["2.0", "8.0", ""]

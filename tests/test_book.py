@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from subspace_lib import __main__, book
-from subspace_lib.chapters import BookError
-from subspace_lib.status import status_tables, write_executions
+from subspace_lib import __main__
+from subspace_lib.press import build as book
+from subspace_lib.press.chapters import BookError
+from subspace_lib.press.status import status_tables, write_executions
 
 REPORT = 'import os\nprint(PROFILE, os.environ["SUBSPACE_DEVICE"], os.environ.get("SUBSPACE_OFFLINE"))'
 
@@ -140,14 +141,14 @@ def test_a_chapter_without_profile_is_refused(tmp_path: Path) -> None:
 
 def test_the_digest_sees_what_matters(tmp_path: Path) -> None:
     root = make_root(tmp_path, one="1")
-    (root / "subspace_lib").mkdir()
+    (root / "subspace_lib/press").mkdir(parents=True)
     (root / "data/results").mkdir(parents=True)
     seen = [book.digest_of(root, "one", ["smoke"]), book.digest_of(root, "one", ["quick"])]
     for path in ("subspace_lib/new.py", "data/results/f1.csv", "book/one.ipynb"):
         (root / path).write_text("{}")
         seen.append(book.digest_of(root, "one", ["quick"]))
     assert len(set(seen)) == len(seen)
-    (root / "subspace_lib/book.py").write_text("")
+    (root / "subspace_lib/press/build.py").write_text("")
     (root / "book/index.md").write_text("")
     assert book.digest_of(root, "one", ["quick"]) == seen[-1]
 
@@ -158,7 +159,8 @@ def test_a_stopped_build_leaves_nothing_behind(tmp_path: Path, how: signal.Signa
     sleeping = f"import os, pathlib, time\npathlib.Path({str(marker)!r}).write_text(str(os.getpid()))\ntime.sleep(60)"
     root = make_root(tmp_path / "root", sleeping=sleeping)
     code = (
-        "import functools, pathlib, signal, sys; from subspace_lib import __main__, book\n"
+        "import functools, pathlib, signal, sys; from subspace_lib import __main__\n"
+        "from subspace_lib.press import build as book\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored, if the tests run in the background\n"
         "book.find_standins = lambda: []\n"
         "__main__.build_book = functools.partial(book.build_book, root=pathlib.Path(sys.argv[1]))\n"

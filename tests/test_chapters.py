@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-from subspace_lib.book import chapter_names
-from subspace_lib.chapters import PARAMETERS
+from subspace_lib.press.build import chapter_names
+from subspace_lib.press.chapters import PARAMETERS
 
 ROOT = Path(__file__).resolve().parents[1]
 BOOK = ROOT / "book"

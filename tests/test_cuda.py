@@ -14,7 +14,7 @@ from subspace_lib import (
     fit_many,
     make_projection,
 )
-from subspace_lib.benchmark import benchmark
+from subspace_lib.study.benchmark import benchmark
 
 DEVICE = "cuda"
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

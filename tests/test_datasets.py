@@ -19,8 +19,9 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from subspace_lib import datasets, downloads, standins
-from subspace_lib.datasets import Data, RealDataMissing, data_folder, load_dataset
+from subspace_lib import Data
+from subspace_lib.tasks import datasets, downloads, standins
+from subspace_lib.tasks.datasets import RealDataMissing, data_folder, load_dataset
 
 SHAPES = {"mnist": (28, 28), "cifar10": (32, 32, 3)}
 CHANNELS = {"mnist": 1, "cifar10": 3}
@@ -199,12 +200,14 @@ def test_split_is_fixed_disjoint_and_whole(tmp_path, monkeypatch):
 
 
 def test_root_from_argument_environment_checkout_or_working_folder(tmp_path, monkeypatch):
-    assert data_folder() == Path(datasets.__file__).parents[1] / "data"
+    assert data_folder() == Path(datasets.__file__).parents[2] / "data"
     monkeypatch.setenv("SUBSPACE_DATA", str(tmp_path / "b"))
     assert data_folder() == tmp_path / "b"
     assert data_folder(tmp_path / "a") == data_folder(str(tmp_path / "a")) == tmp_path / "a"
     monkeypatch.delenv("SUBSPACE_DATA")
-    monkeypatch.setattr(datasets, "__file__", str(tmp_path / "site-packages" / "subspace_lib" / "datasets.py"))
+    monkeypatch.setattr(
+        datasets, "__file__", str(tmp_path / "site-packages" / "subspace_lib" / "tasks" / "datasets.py")
+    )
     monkeypatch.chdir(tmp_path)
     assert data_folder() == tmp_path / "data"
 

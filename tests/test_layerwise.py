@@ -14,7 +14,7 @@ from subspace_lib import (
     make_projection,
     split_budget,
 )
-from subspace_lib.restated import Scaled
+from subspace_lib.study.restated import Scaled
 
 
 def layerwise():

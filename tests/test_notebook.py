@@ -5,7 +5,7 @@ import pytest
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
-SETUP = "from subspace_lib.notebook import explain_missing_names\nexplain_missing_names()"
+SETUP = "from subspace_lib.press.notebook import explain_missing_names\nexplain_missing_names()"
 
 
 def run(*cells: str) -> str:

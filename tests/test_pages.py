@@ -8,7 +8,7 @@ from typing import Any
 import axe_playwright_python
 import pytest
 
-from subspace_lib.pages import FLAGS
+from subspace_lib.press.pages import FLAGS
 
 HTML = Path(__file__).resolve().parents[1] / "_build" / "html"
 PAGES = sorted(HTML.glob("*.html")) or [HTML / "index.html"]

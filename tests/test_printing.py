@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from subspace_lib.chapters import BookError
-from subspace_lib.pages import print_book, print_page
+from subspace_lib.press.chapters import BookError
+from subspace_lib.press.pages import print_book, print_page
 
 
 def pages_of(page: Path, inside: str, boxes: int = 1) -> int:

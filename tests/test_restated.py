@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from subspace_lib import diagnose
-from subspace_lib.restated import RESTATED, restate
+from subspace_lib.study.restated import RESTATED, restate
 
 D, d = 3001, 25
 

@@ -9,10 +9,10 @@ import matplotlib.pyplot as plt
 import pytest
 from PIL import Image
 
-from subspace_lib import figures
 from subspace_lib.intrinsic import crossing
-from subspace_lib.records import published, results
-from subspace_lib.widgets import FrameSlider
+from subspace_lib.press import figures
+from subspace_lib.press.widgets import FrameSlider
+from subspace_lib.study.records import published, results
 
 
 def test_published_figures_can_be_picked():
@@ -94,6 +94,6 @@ def test_slider_refuses_what_would_not_work(monkeypatch):
         FrameSlider(draw, [1], label="x", alt="y")
     with pytest.raises(ValueError, match="start must lie between 0 and 1, got 2"):
         FrameSlider(draw, [1, 2], label="x", alt="y", start=2)
-    monkeypatch.setattr("subspace_lib.widgets.LIMIT_BYTES", 100)
+    monkeypatch.setattr("subspace_lib.press.widgets.LIMIT_BYTES", 100)
     with pytest.raises(ValueError, match="the 2 frames take"):
         FrameSlider(draw, [1, 2], label="x", alt="y")

@@ -6,8 +6,8 @@ import shutil
 import pytest
 
 from subspace_lib.intrinsic import crossing
-from subspace_lib.records import COLUMNS, DATA, published
-from subspace_lib.scorecard import intrinsic_dimensions, scorecard, studys_dimension, why
+from subspace_lib.study.records import COLUMNS, DATA, published
+from subspace_lib.study.scorecard import intrinsic_dimensions, scorecard, studys_dimension, why
 
 RUN = dict.fromkeys(COLUMNS, "") | {"dataset": "mnist", "model": "lenet", "projection": "hadamard", "lr": 0.03}
 

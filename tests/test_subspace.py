@@ -281,7 +281,7 @@ def test_save_is_atomic(tmp_path, monkeypatch):
         filename.write_bytes(b"half")
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("subspace_lib.subspace.save_file", fail)
+    monkeypatch.setattr("subspace_lib.checkpoint.save_file", fail)
     with pytest.raises(OSError, match="No space"):
         seeded(seed=9).save(path)
     assert path.read_bytes() == before

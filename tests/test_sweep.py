@@ -17,10 +17,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from subspace_lib import MLP, Data, SmallLeNet, SubspaceModel, count_parameters, evaluate, fit, make_projection, sweep
+from subspace_lib import MLP, Data, SmallLeNet, SubspaceModel, count_parameters, evaluate, fit, make_projection
 from subspace_lib.__main__ import main
-from subspace_lib.profiles import get_profile
-from subspace_lib.records import (
+from subspace_lib.study import sweep
+from subspace_lib.study.experiments import (
+    AROUND,
+    DIMENSIONS,
+    EXPERIMENTS,
+    RATES,
+    chosen_rate,
+    experiment,
+    small_networks,
+)
+from subspace_lib.study.records import (
     COLUMNS,
     DamagedRecordError,
     RecordVersionError,
@@ -31,9 +40,9 @@ from subspace_lib.records import (
     results,
     write_record,
 )
-from subspace_lib.runs import P_SEED, make_model, run
-from subspace_lib.study import AROUND, DIMENSIONS, EXPERIMENTS, RATES, chosen_rate, experiment, small_networks
-from subspace_lib.sweep import SweepError
+from subspace_lib.study.runs import P_SEED, make_model, run
+from subspace_lib.study.sweep import SweepError
+from subspace_lib.tasks.profiles import get_profile
 
 SPEC = Spec(
     "test",

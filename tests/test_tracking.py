@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from subspace_lib import MLP, Data, DivergedError, fit
-from subspace_lib.tracking import WandbLogger
+from subspace_lib.study.tracking import WandbLogger
 
 
 @pytest.fixture

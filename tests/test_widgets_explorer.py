@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from subspace_lib.widgets import LIMIT_BYTES, FormatExplorer
+from subspace_lib.press.widgets import LIMIT_BYTES, FormatExplorer
 
 MATRIX = [[0, 1, 0, 0], [2, 0, 0, 3], [0, 0, 0, 0], [0, 0, 4, 0], [5, 0, 6, 0]]
 
@@ -68,6 +68,6 @@ def test_refuses_what_it_cannot_show(monkeypatch):
         FormatExplorer([1, 2, 3])
     with pytest.raises(ValueError, match="holds no entry that is not zero"):
         FormatExplorer([[0, 0]])
-    monkeypatch.setattr("subspace_lib.widgets.LIMIT_BYTES", 100)
+    monkeypatch.setattr("subspace_lib.press.widgets.LIMIT_BYTES", 100)
     with pytest.raises(ValueError, match="the page would take"):
         FormatExplorer(MATRIX)

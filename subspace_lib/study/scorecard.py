@@ -8,8 +8,8 @@ from statistics import fmean
 from typing import Any
 
 from subspace_lib.intrinsic import Estimate, crossing, intrinsic_dimension
-from subspace_lib.records import DATA, accuracy_over_d, published, results
-from subspace_lib.study import STUDY_RATE, TASKS
+from subspace_lib.study.experiments import STUDY_RATE, TASKS
+from subspace_lib.study.records import DATA, accuracy_over_d, published, results
 
 TOLERANCE = {"mnist": 0.02, "cifar10": 0.03}
 """How far the mean of our seeds may lie from a published accuracy to replicate it."""

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from subspace_lib.chapters import read_notebook
 from subspace_lib.files import replaced_atomically
+from subspace_lib.press.chapters import read_notebook
 
 HEADER = """
 | chapter | seconds | profile | device | date | commit |

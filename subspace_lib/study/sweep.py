@@ -19,11 +19,12 @@ from joblib import Parallel, delayed
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 from tqdm import tqdm
 
-from subspace_lib.datasets import Data, load_dataset
+from subspace_lib.data import Data
 from subspace_lib.files import replaced_atomically
-from subspace_lib.profiles import check_device
-from subspace_lib.records import Record, Spec, read_records, write_record, write_table
-from subspace_lib.runs import run
+from subspace_lib.study.records import Record, Spec, read_records, write_record, write_table
+from subspace_lib.study.runs import run
+from subspace_lib.tasks.datasets import load_dataset
+from subspace_lib.tasks.profiles import check_device
 
 LARGEST_GROUP = 32
 DASK_TIMEOUT = "10s"

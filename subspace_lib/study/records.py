@@ -12,7 +12,7 @@ from typing import Any
 
 from subspace_lib.files import replaced_atomically
 
-DATA = Path(__file__).resolve().parent.parent / "data"
+DATA = Path(__file__).resolve().parents[2] / "data"
 VERSION = 1
 COLUMNS = (
     "experiment", "dataset", "model", "D", "projection", "layout", "d", "seed", "lr", "epochs", "val_accuracy",
@@ -179,7 +179,7 @@ def results(experiment: str, folder: Path = DATA / "results") -> list[dict[str, 
     Numbers come as float; ``data/README.md`` names the columns.
     """
     path = folder / f"{experiment}.csv"
-    return _read(path) if path.exists() else []
+    return read_table(path) if path.exists() else []
 
 
 def accuracy_over_d(experiment: str, folder: Path = DATA / "results") -> tuple[dict[int, list[float]], list[float]]:
@@ -214,7 +214,7 @@ def published(folder: Path = DATA / "published", **where: str) -> list[dict[str,
     --------
     >>> points = published(source="minut2023", experiment="fig3")
     """
-    rows = _read(folder / "published.csv")
+    rows = read_table(folder / "published.csv")
     unknown = sorted(set(where) - set(rows[0]))
     if unknown:
         raise ValueError(f"unknown column {unknown[0]!r}; the table has: {', '.join(rows[0])}")
@@ -243,7 +243,8 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(_canonical(value).encode()).hexdigest()
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
+def read_table(path: Path) -> list[dict[str, Any]]:
+    """The rows of a table, a dict a row; what looks like a number is one."""
     with path.open(newline="", encoding="utf-8") as file:
         return [{column: _number(text) for column, text in row.items()} for row in csv.DictReader(file)]
 

@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from subspace_lib.models import SmallLeNet, count_parameters
-from subspace_lib.profiles import Profile
-from subspace_lib.records import DATA, Spec, published, results
-from subspace_lib.restated import RESTATED
+from subspace_lib.study.records import DATA, Spec, published, results
+from subspace_lib.study.restated import RESTATED
+from subspace_lib.subspace import count_parameters
+from subspace_lib.tasks.models import SmallLeNet
+from subspace_lib.tasks.profiles import Profile
 
 STUDY_RATE = 1e-3
 RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)

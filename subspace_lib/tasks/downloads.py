@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from subspace_lib.standins import Arrays
+from subspace_lib.tasks.standins import Arrays
 
 PATIENCE = 10.0  # seconds to wait for a server
 

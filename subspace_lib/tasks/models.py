@@ -137,8 +137,3 @@ def _check_sizes(**sizes: int) -> None:
             raise TypeError(f"{label} must be an integer, got {size!r} of type {type(size).__name__}")
         if size < 1:
             raise ValueError(f"{label} must be at least 1, got {size}")
-
-
-def count_parameters(net: nn.Module) -> int:
-    """D: how many numbers of ``net`` are trained."""
-    return sum(p.numel() for p in net.parameters() if p.requires_grad)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
@@ -12,6 +13,9 @@ from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from subspace_lib.files import replaced_atomically
+from subspace_lib.study.records import read_table
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's palette, which colour-blind readers can tell apart; always used together with MARKERS."""
@@ -52,6 +56,14 @@ def axis_of_d(ax: Axes) -> None:
     ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda d, _: f"{d / 1000:g}k" if d >= 1000 else f"{d:g}"))
     ax.xaxis.set_minor_formatter(NullFormatter())
+
+
+def write_benchmark_picture(table: Path) -> Path:
+    """Draw a table of the benchmark, as SVG beside it; gives the picture's path."""
+    picture = table.with_suffix(".svg")
+    with replaced_atomically(picture) as partial:
+        draw_benchmark(read_table(table)).savefig(partial, format="svg")
+    return picture
 
 
 def draw_benchmark(rows: Sequence[Mapping[str, Any]]) -> Figure:

@@ -16,13 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from subspace_lib import figures
 from subspace_lib.files import replaced_atomically
-from subspace_lib.models import MLP, count_parameters
-from subspace_lib.profiles import check_device
 from subspace_lib.projections import Projection, make_projection
 from subspace_lib.projections.sparse import LAYOUTS
-from subspace_lib.subspace import SubspaceOptimizer
+from subspace_lib.subspace import SubspaceOptimizer, count_parameters
+from subspace_lib.tasks.models import MLP
+from subspace_lib.tasks.profiles import check_device
 
 BATCH = 128
 CHEAP = ("one_hot", "kronecker", "hadamard", "fastfood", "sparse")
@@ -191,7 +190,7 @@ def build_peak(name: str, D: int, d: int) -> float:
 
 
 def run_benchmark(device: str, folder: Path, **sizes: Any) -> Path:
-    """Measure all rows ``PASSES`` times, print them, and write medians as a table and a picture; gives its path."""
+    """Measure all rows ``PASSES`` times, print them, and write medians as a table; gives its path."""
     check_device(device)
     about = {
         "device": torch.cuda.get_device_name() if device.startswith("cuda") else device,
@@ -215,9 +214,7 @@ def run_benchmark(device: str, folder: Path, **sizes: Any) -> Path:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(rows)
-    with replaced_atomically(path.with_suffix(".svg")) as partial:
-        figures.draw_benchmark(rows).savefig(partial, format="svg")
-    print(f"{path}\n{path.with_suffix('.svg')}")
+    print(path)
     return path
 
 

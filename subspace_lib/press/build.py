@@ -15,14 +15,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from subspace_lib.chapters import BookError, Run, check_parameters, explain, keep, read_notebook, start, stop
-from subspace_lib.pages import build_pages
-from subspace_lib.profiles import check_device, default_device, get_profile
-from subspace_lib.status import CLEAN, status_tables, write_executions
+from subspace_lib.press.chapters import BookError, Run, check_parameters, explain, keep, read_notebook, start, stop
+from subspace_lib.press.pages import build_pages
+from subspace_lib.press.status import CLEAN, status_tables, write_executions
+from subspace_lib.tasks.profiles import check_device, default_device, get_profile
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 DEVICES = ("cpu", "cuda")
-TOOLS = ("book.py", "chapters.py", "pages.py", "status.py", "__main__.py")  # a change in these changes no chapter
+TOOLS = ("build.py", "chapters.py", "pages.py", "status.py", "__main__.py")  # a change in these changes no chapter
 
 
 def build_book(
@@ -37,7 +37,7 @@ def build_book(
     Parameters
     ----------
     profile : str
-        The size of the live cells: a name in `subspace_lib.profiles.PROFILES`.
+        The size of the live cells: a name in `subspace_lib.tasks.profiles.PROFILES`.
     device : {"cpu", "cuda"}, optional
         Where the chapters train; by default a GPU if there is one.
     only : sequence of str
@@ -138,7 +138,7 @@ def chapter_names(book: Path) -> list[str]:
 
 def find_standins() -> list[str]:
     """Names of the data sets for which a stand-in serves. What is missing is fetched here, once."""
-    from subspace_lib.datasets import load_dataset
+    from subspace_lib.tasks.datasets import load_dataset
 
     names = [load_dataset(name).name for name in ("mnist", "cifar10")]
     return [name for name in names if name.endswith("-standin")]

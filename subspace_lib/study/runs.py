@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from subspace_lib.datasets import Data
+from subspace_lib.data import Data
 from subspace_lib.many import fit_many
 from subspace_lib.memory import PeakMemory
-from subspace_lib.models import MLP, LeNet, SmallLeNet, count_parameters
 from subspace_lib.projections import LayerwiseProjection, Projection, make_projection
-from subspace_lib.records import Spec
-from subspace_lib.restated import RESTATED, Scaled, restate
-from subspace_lib.subspace import SubspaceModel
+from subspace_lib.study.records import Spec
+from subspace_lib.study.restated import RESTATED, Scaled, restate
+from subspace_lib.subspace import SubspaceModel, count_parameters
+from subspace_lib.tasks.models import MLP, LeNet, SmallLeNet
 from subspace_lib.training import DivergedError, History, fit
 
 P_SEED = 1_000_000
