@@ -11,6 +11,7 @@ import sys
 import threading
 import warnings
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from subspace_lib import Data
+from subspace_lib import data as data_room
 from subspace_lib.tasks import datasets, downloads, standins
 from subspace_lib.tasks.datasets import RealDataMissing, data_folder, load_dataset
 
@@ -53,7 +55,7 @@ def no_network(monkeypatch):
     monkeypatch.delenv("SUBSPACE_DATA", raising=False)
     monkeypatch.setattr(downloads, "_download", download)
     for name, known in datasets.KNOWN.items():
-        cheap = datasets.replace(known, draw=draw_few(name))
+        cheap = replace(known, draw=draw_few(name))
         monkeypatch.setitem(datasets.KNOWN, name, cheap)
     downloads._download_once.cache_clear()
     datasets._announce.cache_clear()
@@ -100,7 +102,7 @@ def test_data_properties_limit_and_to():
 
 def test_to_moves_every_tensor(monkeypatch):
     data = Data(train=pair(), val=pair(), test=pair())
-    monkeypatch.setattr(datasets, "_check_pair", lambda *_: None)  # the meta device has no values to check
+    monkeypatch.setattr(data_room, "_check_pair", lambda *_: None)  # the meta device has no values to check
     moved = data.to("meta")
     assert {tensor.device.type for part in (moved.train, moved.val, moved.test) for tensor in part} == {"meta"}
     assert data.train[0].device.type == "cpu"
@@ -568,7 +570,7 @@ def drawn(name):
 
 @functools.cache
 def standin(name):
-    known = datasets.replace(datasets.KNOWN[name], draw=DRAW[name])
+    known = replace(datasets.KNOWN[name], draw=DRAW[name])
     return datasets._decode(drawn(name), known, "cpu", f"{name}-standin", "")
 
 

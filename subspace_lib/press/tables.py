@@ -1,0 +1,96 @@
+"""Tables of the book: real ones, with headings that a screen reader finds, wherever a notebook is shown."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+from numbers import Number
+from typing import Any
+
+COMMON = 'style="text-align: {}; white-space: nowrap"'
+
+
+class Table:
+    """Rows as a table: a heading for each column, and the first cell of a row as its heading.
+
+    Parameters
+    ----------
+    rows : sequence of mapping
+        One mapping a row, from the heading of a column to its cell. A row may leave cells out.
+    caption : str
+        What the table shows and where its numbers come from.
+    formats : mapping of str to str, optional
+        How the numbers of a column are written, as in ``format``; elsewhere whole numbers get commas, and others four
+        significant digits.
+
+    Raises
+    ------
+    ValueError
+        If there is no row, or a format is given for a column that no row has.
+
+    Examples
+    --------
+    >>> print(Table([{"d": 50, "accuracy": 0.8126}, {"d": 1000, "accuracy": 0.9512}], formats={"accuracy": ".3f"}))
+        d | accuracy
+       50 |    0.813
+    1,000 |    0.951
+    """
+
+    def __init__(
+        self, rows: Sequence[Mapping[str, Any]], caption: str = "", formats: Mapping[str, str] | None = None
+    ) -> None:
+        self.headings = list(dict.fromkeys(heading for row in rows for heading in row))
+        if not self.headings:
+            raise ValueError("a table needs at least one row with at least one cell, got none")
+        if unknown := sorted(set(formats or {}) - set(self.headings)):
+            raise ValueError(f"no column {unknown[0]!r} to format; the columns are: {', '.join(self.headings)}")
+        self.caption = caption
+        self.cells = [[_written(row.get(h), (formats or {}).get(h)) for h in self.headings] for row in rows]
+        self.numeric = [all(row.get(h) is None or _is_number(row[h]) for row in rows) for h in self.headings]
+
+    def __repr__(self) -> str:
+        """The table as text, for a terminal."""
+        lines = [self.headings, *self.cells]
+        widths = [max(len(line[i]) for line in lines) for i in range(len(self.headings))]
+        padded = (
+            " | ".join(
+                cell.rjust(width) if right else cell.ljust(width)
+                for cell, width, right in zip(line, widths, self.numeric, strict=True)
+            ).rstrip()
+            for line in lines
+        )
+        return "\n".join(padded)
+
+    def _repr_html_(self) -> str:
+        side = ["right" if right else "left" for right in self.numeric]
+        head = "".join(
+            f'<th scope="col" {COMMON.format(s)}>{html.escape(h)}</th>'
+            for h, s in zip(self.headings, side, strict=True)
+        )
+        body = ""
+        for first, *rest in self.cells:
+            cells = f'<th scope="row" {COMMON.format(side[0])}>{html.escape(first)}</th>'
+            cells += "".join(
+                f"<td {COMMON.format(s)}>{html.escape(cell)}</td>" for cell, s in zip(rest, side[1:], strict=True)
+            )
+            body += f"<tr>{cells}</tr>"
+        caption = f"<caption>{html.escape(self.caption)}</caption>" if self.caption else ""
+        return (
+            '<div class="pst-scrollable-table-container" style="overflow-x: auto">'
+            f'<table class="table subspace-table">{caption}<thead><tr>{head}</tr></thead>'
+            f"<tbody>{body}</tbody></table></div>"
+        )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Number) and not isinstance(value, bool)
+
+
+def _written(value: Any, how: str | None) -> str:
+    if value is None:
+        return ""
+    if not _is_number(value):
+        return str(value)
+    if how is None:
+        how = "," if isinstance(value, int) else ".4g"
+    return format(value, how)

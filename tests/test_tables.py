@@ -1,0 +1,47 @@
+"""A table is a table: headings with a scope, numbers on the right, nothing that a cell holds becomes markup."""
+
+from html.parser import HTMLParser
+
+import pytest
+
+from subspace_lib.press.tables import Table
+
+ROWS = [{"P": "one_hot", "d": 5050, "accuracy": 0.45678}, {"P": "<b>&", "d": 50, "loss": 1.0}]
+
+
+class Cells(HTMLParser):
+    """Collects the cells of a table as (tag, attributes, text)."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.found: list[list] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        if tag in ("th", "td", "caption"):
+            self.found.append([tag, dict(attributes), ""])
+        else:
+            assert tag in ("div", "table", "thead", "tbody", "tr"), f"markup out of a cell: {tag}"
+
+    def handle_data(self, data):
+        self.found[-1][2] += data
+
+
+def test_cells_scopes_and_alignment():
+    found = Cells(Table(ROWS, "From <x>.", {"accuracy": ".3f"})._repr_html_()).found
+    assert [text for _, _, text in found] == [
+        "From <x>.", "P", "d", "accuracy", "loss", "one_hot", "5,050", "0.457", "", "<b>&", "50", "", "1",
+    ]  # fmt: skip
+    assert [a["scope"] for tag, a, _ in found if tag == "th"] == ["col"] * 4 + ["row"] * 2
+    assert ["right" in a["style"] for _, a, _ in found[1:5]] == [False, True, True, True]
+
+
+def test_text_lines_up():
+    lines = repr(Table(ROWS)).splitlines()
+    assert len(lines) == 3 and len({line.index("|") for line in lines}) == 1
+
+
+@pytest.mark.parametrize(("rows", "formats"), [([], {}), ([{}], {}), (ROWS, {"accurracy": ".3f"})])
+def test_refused(rows, formats):
+    with pytest.raises(ValueError, match="a table needs|'accurracy' to format; the columns are: P, d, accuracy, loss"):
+        Table(rows, formats=formats)
