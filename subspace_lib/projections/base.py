@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from subspace_lib.checks import integer
+
 
 class Projection(nn.Module, ABC):
     """A linear map P from z, with d numbers, to a displacement of theta, with D numbers.
@@ -43,9 +45,7 @@ class Projection(nn.Module, ABC):
 
     def __init__(self, D: int, d: int, seed: int = 0, *, dtype: torch.dtype | None = None) -> None:
         super().__init__()
-        for label, value in (("D", D), ("d", d), ("seed", seed)):
-            if not isinstance(value, int) or isinstance(value, bool):
-                raise TypeError(f"{label} must be an integer, got {value!r} of type {type(value).__name__}")
+        D, d, seed = integer("D", D), integer("d", d), integer("seed", seed)
         if D < 1:
             raise ValueError(f"D must be at least 1, got {D}: D is the number of weights to move")
         if not 1 <= d <= D:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from subspace_lib.checks import integer
 from subspace_lib.projections.base import Projection
 
 
@@ -116,8 +117,7 @@ def split_budget(sizes: Sequence[int], d: int, rule: str = "proportional") -> li
     """
     if rule not in RULES:
         raise ValueError(f"unknown rule {rule!r}; choose one of: {', '.join(RULES)}")
-    if not all(isinstance(number, int) for number in (d, *sizes)):
-        raise TypeError(f"sizes and d must be integers, got {list(sizes)} and {d!r}")
+    d, sizes = integer("d", d), [integer("a size", size) for size in sizes]
     if not sizes or min(sizes) < 1:
         raise ValueError(f"sizes must be one or more numbers of at least 1, got {list(sizes)}")
     if not len(sizes) <= d <= sum(sizes):

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from subspace_lib.checks import number
 from subspace_lib.projections.base import Projection, refuse_if_too_large
 
 warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
@@ -67,12 +68,10 @@ class SparseProjection(Projection):
             raise ValueError(f"unknown layout {layout!r}; choose one of: {', '.join(LAYOUTS)}")
         if self.dtype not in (torch.float32, torch.float64):
             raise TypeError(f'sparse products need float32 or float64, got {self.dtype}; or use "one_hot"')
-        density = 1 / math.sqrt(D) if density is None else density
-        if isinstance(density, bool) or not isinstance(density, int | float):
-            raise TypeError(f"density must be a number in (0, 1], got {density!r}")
+        density = 1 / math.sqrt(D) if density is None else number("density", density)
         if not 0 < density <= 1:
             raise ValueError(f"density must lie in (0, 1], got {density}")
-        self.density = float(density)
+        self.density = density
         self.layout = layout
         self.k = max(1, round(self.density * D))
         if layout == "dense":

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from subspace_lib.checks import integer
+
 
 def MLP(in_features: int = 784, hidden: int = 200, depth: int = 1, classes: int = 10) -> nn.Sequential:
     """A multilayer perceptron: ``depth`` hidden layers of ``hidden`` ReLU units each.
@@ -133,7 +135,4 @@ class ToyProblem(nn.Module):
 
 def _check_sizes(**sizes: int) -> None:
     for label, size in sizes.items():
-        if not isinstance(size, int) or isinstance(size, bool):
-            raise TypeError(f"{label} must be an integer, got {size!r} of type {type(size).__name__}")
-        if size < 1:
-            raise ValueError(f"{label} must be at least 1, got {size}")
+        integer(label, size, 1)
