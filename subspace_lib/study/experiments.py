@@ -15,6 +15,10 @@ from subspace_lib.tasks.profiles import Profile
 
 STUDY_RATE = 1e-3
 RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+LOWER_RATES = (3e-4, 1e-4)
+"""Tried in addition for direct training, whose best was the lowest of ``RATES``."""
+HIGHER_RATES = (3e-1,)
+"""Tried in addition at the smallest d of each task, whose best was the highest of ``RATES``."""
 TUNING_EPOCHS = 8
 TASKS = {"f1": ("mnist", "mlp"), "f2": ("cifar10", "mlp"), "f3": ("mnist", "lenet"), "f4": ("cifar10", "lenet")}
 DIMENSIONS = {
@@ -25,6 +29,8 @@ DIMENSIONS = {
 }
 TUNED = {"f1": (300, 1500), "f2": (750, 5000), "f3": (150, 750), "f4": (750, 6000)}
 """The two dimensions at which the learning rate of each task is chosen."""
+TUNED_TOO = {"f3": 6000, "f1": 10_000, "f2": 12_000, "f4": 300}
+"""A third dimension of each task, so that small, middle and large d are tried, those worth most first."""
 AROUND = {
     "f1": (500, 600, 750),
     "f2": (3000, 4750, 5000, 8000, 12_000),
@@ -82,7 +88,8 @@ def chosen_rate(dataset: str, model: str, projected: bool, folder: Path = DATA /
     """
     losses: dict[float, list[float]] = {}
     for row in results("lr", folder) + results("lr_small", folder):
-        if (row["dataset"], row["model"], row["projection"] != "none") == (dataset, model, projected):
+        added = row["lr"] not in RATES or row.get("d") in TUNED_TOO.values()
+        if (row["dataset"], row["model"], row["projection"] != "none") == (dataset, model, projected) and not added:
             loss = row["val_loss"]
             losses.setdefault(row["lr"], []).append(loss if isinstance(loss, float) else float("inf"))
     if set(losses) != set(RATES) or len(set(map(len, losses.values()))) > 1:
@@ -98,19 +105,19 @@ Settings = Iterator[dict[str, Any]]
 
 
 def _rates(_: str, __: Path) -> Settings:
-    for task, (dataset, model) in TASKS.items():
-        for lr in RATES:
-            common = {
-                "dataset": dataset,
-                "model": model,
-                "lr": lr,
-                "seeds": 1,
-                "epochs": TUNING_EPOCHS,
-                "patience": None,
-            }
-            yield common | {"d": None}
-            for d in TUNED[task]:
-                yield common | {"d": d, "projection": "hadamard"}
+    def tuning(task: str, lr: float, d: int | None = None) -> dict[str, Any]:
+        dataset, model = TASKS[task]
+        run = {"dataset": dataset, "model": model, "lr": lr, "seeds": 1, "epochs": TUNING_EPOCHS, "patience": None}
+        return run | ({"d": None} if d is None else {"d": d, "projection": "hadamard"})
+
+    for lr in (*RATES, *LOWER_RATES):
+        yield from (tuning(task, lr) for task in TASKS)
+    for lr in (*RATES, *HIGHER_RATES):
+        yield from (tuning(task, lr, TUNED[task][0]) for task in TASKS)
+    for lr in RATES:
+        yield from (tuning(task, lr, TUNED[task][1]) for task in TASKS)
+    for task, d in TUNED_TOO.items():
+        yield from (tuning(task, lr, d) for lr in RATES)
 
 
 def _small_rates(*_: Any) -> Settings:
