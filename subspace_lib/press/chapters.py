@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from subspace_lib.press.times import write_times
+
 PARAMETERS = ("PROFILE",)
 CELL_TIMEOUT = 3600
 
@@ -78,6 +80,7 @@ def keep(run: Run, executed: Path, record: Mapping[str, Any]) -> None:
     for cell in notebook["cells"]:
         if is_injected(cell):
             cell["metadata"]["tags"].append("remove-cell")
+    write_times(notebook, run.seconds, record["profile"], record["device"])
     notebook["metadata"]["subspace"] = dict(record)
     run.notebook.write_text(json.dumps(notebook, indent=1, ensure_ascii=False), encoding="utf-8")
     run.notebook.replace(executed / run.notebook.name)
