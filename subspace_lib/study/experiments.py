@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import json
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from subspace_lib.study.records import DATA, Spec, published, results
@@ -15,10 +18,6 @@ from subspace_lib.tasks.profiles import Profile
 
 STUDY_RATE = 1e-3
 RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
-LOWER_RATES = (3e-4, 1e-4)
-"""Tried in addition for direct training, whose best was the lowest of ``RATES``."""
-HIGHER_RATES = (3e-1,)
-"""Tried in addition at the smallest d of each task, whose best was the highest of ``RATES``."""
 TUNING_EPOCHS = 8
 TASKS = {"f1": ("mnist", "mlp"), "f2": ("cifar10", "mlp"), "f3": ("mnist", "lenet"), "f4": ("cifar10", "lenet")}
 DIMENSIONS = {
@@ -27,10 +26,18 @@ DIMENSIONS = {
     "f3": (125, 150, 250, 350, 450, 600, 700, 750, 1000, 2000),
     "f4": (100, 300, 750, 2000, 3500, 6000, 9000, 17_000),
 }
-TUNED = {"f1": (300, 1500), "f2": (750, 5000), "f3": (150, 750), "f4": (750, 6000)}
-"""The two dimensions at which the learning rate of each task is chosen."""
-TUNED_TOO = {"f3": 6000, "f1": 10_000, "f2": 12_000, "f4": 300}
-"""A third dimension of each task, so that small, middle and large d are tried, those worth most first."""
+TUNING: dict[str, dict[int | None, tuple[float, ...]]] = {
+    "f2": {None: (3e-5, 1e-4, 3e-4, 1e-3), 750: (*RATES, 3e-1), 5000: RATES, 12_000: RATES},
+    "f1": {None: (1e-4, 3e-4, 1e-3, 3e-3), 300: RATES, 1500: RATES, 10_000: RATES},
+    "f3": {None: (3e-4, 1e-3, 3e-3), 150: (*RATES, 3e-1), 750: RATES, 6000: RATES},
+    "f4": {None: (1e-3, 3e-3, 1e-2), 300: RATES, 750: RATES, 6000: RATES},
+}
+"""The rates that are tried for each task, so many that the best is inside: for direct training (None), with runs of
+full length, and for a small, a middle and a large d, with short ones."""
+SMALL_SIZES = (425, 1225, 3535)
+"""The middles, on a scale of log D, of three size classes of the small networks, which have 250 to 6,000 weights."""
+TIE = 0.02
+"""Rates whose validation losses differ by at most this share are tied: by as much two seeds differ, in the median."""
 AROUND = {
     "f1": (500, 600, 750),
     "f2": (3000, 4750, 5000, 8000, 12_000),
@@ -77,64 +84,89 @@ def experiment(name: str, profile: Profile, folder: Path = DATA / "results") -> 
     ]
 
 
-def chosen_rate(dataset: str, model: str, projected: bool, folder: Path = DATA / "results") -> float:
-    """The learning rate of a task: the one of ``RATES`` with the lowest mean validation loss in experiment "lr",
-    for small networks "lr_small".
+def chosen_rate(
+    dataset: str, model: str, projected: bool, folder: Path = DATA / "results", size: int | None = None
+) -> float:
+    """The learning rate of a task, by the mean validation loss of its runs in "lr", for small networks "lr_small".
+
+    The task's own rate is the one of lowest loss over all sizes that were tried. At a size the rate is that of the
+    nearest size tried, on a scale of log d: the task's own, unless another is better there by more than ``TIE``.
+
+    Parameters
+    ----------
+    dataset, model : str
+        As in ``Spec``.
+    projected : bool
+        Whether a subspace is trained, or all weights.
+    folder : Path
+        Where the tables are.
+    size : int, optional
+        d of a subspace, D of a small network; by default the task's own rate is given.
 
     Raises
     ------
     ValueError
-        If that has not been run for this task, or is not complete.
+        If that has not been run for this task, is not complete, or the best rate at some size is the lowest or the
+        highest that was tried there.
     """
-    losses: dict[float, list[float]] = {}
+    losses: dict[int, dict[float, list[float]]] = {}
     for row in results("lr", folder) + results("lr_small", folder):
-        added = row["lr"] not in RATES or row.get("d") in TUNED_TOO.values()
-        if (row["dataset"], row["model"], row["projection"] != "none") == (dataset, model, projected) and not added:
-            loss = row["val_loss"]
-            losses.setdefault(row["lr"], []).append(loss if isinstance(loss, float) else float("inf"))
-    if set(losses) != set(RATES) or len(set(map(len, losses.values()))) > 1:
-        tuning = "lr_small" if model == "small_lenet" else "lr"
+        if (row["dataset"], row["model"], row["projection"] != "none") == (dataset, model, projected):
+            loss = row["val_loss"] if isinstance(row["val_loss"], float) else math.inf
+            losses.setdefault(row["d"], {}).setdefault(row["lr"], []).append(loss)
+    tuning = "lr_small" if model == "small_lenet" else "lr"
+    if not losses or any(len({len(runs) for runs in rates.values()}) > 1 for rates in losses.values()):
         raise ValueError(
             f"no learning rate has been chosen for {model} on {dataset}: its runs are not all recorded; "
             f"run `python -m subspace_lib sweep {tuning}` first"
         )
-    return min(losses, key=lambda rate: sum(losses[rate]) / len(losses[rate]))
+    means = {tried: {rate: fmean(runs) for rate, runs in rates.items()} for tried, rates in losses.items()}
+    for tried, rates in means.items():
+        best = min(rates, key=rates.__getitem__)
+        if best in (min(rates), max(rates)):
+            end, further = ("lowest", "lower") if best == min(rates) else ("highest", "higher")
+            raise ValueError(
+                f"the best learning rate of {model} on {dataset} at {tried:,} dimensions, {best:g}, is the {end} that "
+                f"was tried; add {further} ones to TUNING and run `python -m subspace_lib sweep {tuning}`"
+            )
+    everywhere = set.intersection(*(set(rates) for rates in means.values()))
+    own = min(everywhere, key=lambda rate: fmean(rates[rate] for rates in means.values()))
+    if size is None:
+        return own
+    nearest = means[min(means, key=lambda tried: abs(math.log(size / tried)))]
+    best = min(nearest, key=nearest.__getitem__)
+    return best if nearest[best] < (1 - TIE) * nearest[own] else own
 
 
 Settings = Iterator[dict[str, Any]]
 
 
 def _rates(_: str, __: Path) -> Settings:
-    def tuning(task: str, lr: float, d: int | None = None) -> dict[str, Any]:
+    for task, sizes in TUNING.items():
         dataset, model = TASKS[task]
-        run = {"dataset": dataset, "model": model, "lr": lr, "seeds": 1, "epochs": TUNING_EPOCHS, "patience": None}
-        return run | ({"d": None} if d is None else {"d": d, "projection": "hadamard"})
-
-    for lr in (*RATES, *LOWER_RATES):
-        yield from (tuning(task, lr) for task in TASKS)
-    for lr in (*RATES, *HIGHER_RATES):
-        yield from (tuning(task, lr, TUNED[task][0]) for task in TASKS)
-    for lr in RATES:
-        yield from (tuning(task, lr, TUNED[task][1]) for task in TASKS)
-    for task, d in TUNED_TOO.items():
-        yield from (tuning(task, lr, d) for lr in RATES)
+        for d, rates in sizes.items():
+            at: dict[str, Any] = {"dataset": dataset, "model": model, "d": d, "seeds": 1}
+            if d is not None:
+                at |= {"projection": "hadamard", "epochs": TUNING_EPOCHS, "patience": None}
+            yield from (at | {"lr": lr} for lr in rates)
 
 
 def _small_rates(*_: Any) -> Settings:
-    for dataset in ("mnist", "cifar10"):
-        for channels, hidden in ((2, 16), (6, 32)):
-            options = {"channels": channels, "hidden": hidden}
-            common = {"dataset": dataset, "model": "small_lenet", "model_options": options, "d": None}
-            for lr in RATES:
-                yield common | {"lr": lr, "seeds": 1, "epochs": TUNING_EPOCHS, "patience": None}
+    """Three size classes, each tried at the shape of the family that is nearest to its middle."""
+    for dataset, channels in (("mnist", 1), ("cifar10", 3)):
+        size = {json.dumps(shape): _small_size(channels, shape) for shape in small_networks(channels)}
+        for middle in SMALL_SIZES:
+            shape = min(size, key=lambda one: abs(math.log(size[one] / middle)))
+            at = {"dataset": dataset, "model": "small_lenet", "model_options": json.loads(shape), "d": None}
+            yield from (at | {"lr": lr, "epochs": TUNING_EPOCHS, "patience": None} for lr in RATES)
 
 
 def _curve(name: str, folder: Path) -> Settings:
     dataset, model = TASKS[name]
     common = {"dataset": dataset, "model": model}
     yield common | {"d": None, "lr": chosen_rate(dataset, model, False, folder), "extra_seeds": EXTRA_SEEDS}
-    lr = chosen_rate(dataset, model, True, folder)
     for d in DIMENSIONS[name]:
+        lr = chosen_rate(dataset, model, True, folder, d)
         extra = EXTRA_SEEDS if d in AROUND[name] else 0
         yield common | {"d": d, "projection": "hadamard", "lr": lr, "extra_seeds": extra}
 
@@ -142,16 +174,16 @@ def _curve(name: str, folder: Path) -> Settings:
 def _gaussian(_: str, folder: Path) -> Settings:
     """Dense Gaussian columns where a CPU can afford them, and the same in blocks, a layer each, as in the study."""
     common = {"dataset": "mnist", "model": "lenet", "projection": "dense"}
-    lr = chosen_rate("mnist", "lenet", True, folder)
     for split in ([25] * 5, [25, 50, 100, 50, 25], [25, 50, 300, 50, 25]):
-        yield common | {"d": sum(split), "lr": lr}
-        yield common | {"d": sum(split), "lr": lr, "options": {"split": split}}
+        at = common | {"d": sum(split), "lr": chosen_rate("mnist", "lenet", True, folder, sum(split))}
+        yield at
+        yield at | {"options": {"split": split}}
 
 
 def _families(_: str, folder: Path) -> Settings:
     """d = 5,050 on the CIFAR-10 MLP: our families, and the study's, at its learning rate and at ours."""
     common = {"dataset": "cifar10", "model": "mlp", "d": 5050}
-    fitted = chosen_rate("cifar10", "mlp", True, folder)
+    fitted = chosen_rate("cifar10", "mlp", True, folder, 5050)
     for family in ("hadamard", "fastfood", "kronecker", "one_hot", "sparse"):
         yield common | {"projection": family, "lr": fitted}
     for name, recipe in RESTATED.items():
@@ -161,8 +193,10 @@ def _families(_: str, folder: Path) -> Settings:
 
 
 def _loss_curves(_: str, folder: Path) -> Settings:
-    lenet = {"dataset": "cifar10", "model": "lenet", "d": 3500, "lr": chosen_rate("cifar10", "lenet", True, folder)}
-    mlp = {"dataset": "cifar10", "model": "mlp", "d": 3500, "lr": chosen_rate("cifar10", "mlp", True, folder)}
+    lenet, mlp = (
+        {"dataset": "cifar10", "model": model, "d": 3500, "lr": chosen_rate("cifar10", model, True, folder, 3500)}
+        for model in ("lenet", "mlp")
+    )
     for family in ("hadamard", "sparse", "one_hot", "dense", "orthogonal"):
         yield lenet | {"projection": family}
     yield mlp | {"projection": "hadamard"}
@@ -171,7 +205,7 @@ def _loss_curves(_: str, folder: Path) -> Settings:
 
 
 def _splits(_: str, folder: Path) -> Settings:
-    common = {"dataset": "mnist", "model": "lenet", "lr": chosen_rate("mnist", "lenet", True, folder), "d": 150}
+    common = {"dataset": "mnist", "model": "lenet", "lr": chosen_rate("mnist", "lenet", True, folder, 150), "d": 150}
     yield common | {"projection": "dense"}
     for split in _published_splits(150):
         yield common | {"projection": "dense", "options": {"split": split}}
@@ -205,24 +239,28 @@ def _shapes(_: str, folder: Path) -> Settings:
         common = {"dataset": "mnist", "model": "mlp", "model_options": {"hidden": hidden, "depth": depth}}
         yield common | {"d": None, "lr": chosen_rate("mnist", "mlp", False, folder)}
         for d in (300, 500, 700, 1000):
-            yield common | {"projection": "hadamard", "d": d, "lr": chosen_rate("mnist", "mlp", True, folder)}
+            yield common | {"projection": "hadamard", "d": d, "lr": chosen_rate("mnist", "mlp", True, folder, d)}
 
 
 def small_networks(channels: int) -> list[dict[str, int]]:
     """The small LeNets of F8 and F9: all shapes of a grid that have 250 to 6,000 parameters on so many channels."""
     grid = itertools.product((1, 2, 3, 4, 6), (3, 5), (1, 2), (0, 16))
     shapes = [dict(zip(("channels", "kernel_size", "stride", "hidden"), each, strict=True)) for each in grid]
-    return [shape for shape in shapes if 250 <= count_parameters(SmallLeNet(channels, **shape)) <= 6000]
+    return [shape for shape in shapes if 250 <= _small_size(channels, shape) <= 6000]
+
+
+def _small_size(channels: int, shape: dict[str, int]) -> int:
+    return count_parameters(SmallLeNet(channels, **shape))
 
 
 def _small(name: str, folder: Path) -> Settings:
     dataset, channels = {"f8": ("mnist", 1), "f9": ("cifar10", 3)}[name]
-    lr = chosen_rate(dataset, "small_lenet", False, folder)
-    for options in small_networks(channels):
-        yield {"dataset": dataset, "model": "small_lenet", "model_options": options, "d": None, "lr": lr}
+    for shape in small_networks(channels):
+        lr = chosen_rate(dataset, "small_lenet", False, folder, _small_size(channels, shape))
+        yield {"dataset": dataset, "model": "small_lenet", "model_options": shape, "d": None, "lr": lr}
     for d in (250, 1000, 3000, 6000):
-        rate = chosen_rate(dataset, "lenet", True, folder)
-        yield {"dataset": dataset, "model": "lenet", "projection": "hadamard", "d": d, "lr": rate}
+        lr = chosen_rate(dataset, "lenet", True, folder, d)
+        yield {"dataset": dataset, "model": "lenet", "projection": "hadamard", "d": d, "lr": lr}
 
 
 EXPERIMENTS: dict[str, Callable[[str, Path], Settings]] = {
