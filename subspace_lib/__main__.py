@@ -45,6 +45,7 @@ def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
     sweep.add_argument("--jobs", type=int, help="processes at a time; by default one a core, on a GPU 1")
     sweep.add_argument("--dask", metavar="ADDRESS", help="scheduler of a Dask cluster, as tcp://host:8786")
     sweep.add_argument("--out", type=Path, default=Path("data"), help="folder of records/ and results/")
+    sweep.add_argument("--dirty", action="store_true", help="record runs of code that is in no commit, too")
     commands.add_parser("data", help="fetch the data sets, and say what is there")
     return parser.parse_args(arguments)
 
@@ -63,11 +64,11 @@ def show_data() -> None:
 
 
 def run_sweeps(
-    experiments: list[str], profile: str, device: str | None, jobs: int | None, dask: str | None, out: Path
+    experiments: list[str], profile: str, device: str | None, jobs: int | None, dask: str | None, out: Path, dirty: bool
 ) -> None:
-    """Make the runs of each experiment; only full-size runs enter the tables of results/."""
+    """Make the runs of each experiment; only full-size runs of committed code enter the tables of results/."""
     from subspace_lib.study.experiments import EXPERIMENTS, experiment
-    from subspace_lib.study.sweep import sweep
+    from subspace_lib.study.sweep import commit, sweep
 
     device = device or default_device()
     jobs = jobs if jobs is not None else (1 if device == "cuda" else os.cpu_count() or 1)
@@ -76,6 +77,10 @@ def run_sweeps(
     for name in EXPERIMENTS if experiments == ["all"] else experiments:
         specs = experiment(name, size, out / "results")
         full = profile == "full"
+        if full and not dirty and ((state := commit()) == "unknown" or state.endswith("-dirty")):
+            raise ValueError(
+                f"the code of these runs would be in no commit ({state}); commit it, or say --dirty to record them so"
+            )
         records = out / "records" / (name if full else f"{profile}/{name}")
         table = (out / "results" if full else records.parent) / f"{name}.jsonl"
         try:
@@ -103,7 +108,9 @@ def main(arguments: list[str] | None = None) -> int:
 
             print(write_benchmark_picture(run_benchmark(chosen.device, chosen.out)))
         elif chosen.command == "sweep":
-            run_sweeps(chosen.experiments, chosen.profile, chosen.device, chosen.jobs, chosen.dask, chosen.out)
+            run_sweeps(
+                chosen.experiments, chosen.profile, chosen.device, chosen.jobs, chosen.dask, chosen.out, chosen.dirty
+            )
         else:
             show_data()
     except (BookError, SweepError) as error:

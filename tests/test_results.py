@@ -12,6 +12,7 @@ from PIL import Image
 from subspace_lib.intrinsic import crossing
 from subspace_lib.press import figures
 from subspace_lib.press.widgets import FrameSlider
+from subspace_lib.study.experiments import EXPERIMENTS
 from subspace_lib.study.records import published, results
 
 
@@ -23,10 +24,44 @@ def test_published_figures_can_be_picked():
         published(figure="3")
 
 
+def test_figures_are_picked_by_number_or_text_alike():
+    by_text = published(d="150")
+    assert len(by_text) > 3 and by_text == published(d=150) == published(d=150.0)
+    assert [row["d"] for row in by_text] == [150] * len(by_text)
+    assert published(D="1000-1500", quantity="val_accuracy_median")
+    assert published(d="none") == []
+
+
 def test_results_are_empty_until_there_is_a_table(tmp_path):
     assert results("f3", tmp_path) == []
     (tmp_path / "f3.csv").write_text("experiment,d,val_accuracy,device\nf3,100,0.5,cpu\n")
-    assert results("f3", tmp_path) == [{"experiment": "f3", "d": 100.0, "val_accuracy": 0.5, "device": "cpu"}]
+    assert results("f3", tmp_path) == [{"experiment": "f3", "d": 100, "val_accuracy": 0.5, "device": "cpu"}]
+
+
+def test_a_column_has_one_type_whatever_its_cells_look_like(tmp_path):
+    (tmp_path / "f3.csv").write_text(
+        "commit,torch,lr,seed,val_loss,diverged,options\n8201384,2.13,1,3,,False,\n1e5,nan,0.5,4,inf,True,{}\n"
+    )
+    first, second = results("f3", tmp_path)
+    assert first == {
+        "commit": "8201384", "torch": "2.13", "lr": 1.0, "seed": 3, "val_loss": None, "diverged": False, "options": ""
+    }  # fmt: skip
+    assert isinstance(first["lr"], float)
+    assert (second["commit"], second["torch"], second["diverged"]) == ("1e5", "nan", True)
+    for cells, message in (
+        ("commit,seed\na,1.5", "'1.5' was found in column 'seed'"),
+        ("age\n1", "unknown column 'age'"),
+    ):
+        (tmp_path / "f3.csv").write_text(cells + "\n")
+        with pytest.raises(ValueError, match=f"f3.csv cannot be read: {message}"):
+            results("f3", tmp_path)
+
+
+def test_every_recorded_row_names_a_commit_as_text():
+    for experiment in EXPERIMENTS:
+        rows = results(experiment)
+        assert rows and all(re.fullmatch(r"[0-9a-f]{7,}(-dirty)?", row["commit"]) for row in rows)
+        assert all(isinstance(row[name], int) for row in rows for name in ("D", "d", "seed", "steps"))
 
 
 def test_crossing_is_exact_on_a_line_in_log_d():

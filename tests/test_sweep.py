@@ -2,7 +2,6 @@
 
 import csv
 import itertools
-import json
 import logging
 import os
 import re
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 from subspace_lib import MLP, Data, SmallLeNet, SubspaceModel, count_parameters, evaluate, fit, make_projection
 from subspace_lib.__main__ import main
@@ -185,7 +185,7 @@ def test_a_sweep_runs_once_and_its_table_says_all(folder):
     assert go(folder) == first
     assert {path: path.stat().st_mtime_ns for path in files} == files
     with (folder / "test.csv").open() as file:
-        assert tuple(next(csv.reader(file))) == COLUMNS
+        assert next(csv.reader(file)) == list(COLUMNS)
     rows = results("test", folder)
     assert [row["d"] for row in rows] == [2, 2, 5, 5, 9, 9]
     assert all(row["D"] == 3190 and row["dataset"] == "mnist" and row["device"] == "cpu" for row in rows)
@@ -317,7 +317,7 @@ def test_a_run_that_diverges_is_recorded_as_such(folder):
     known = go(folder, [wild])
     assert known[wild.key]["result"]["diverged"] is True
     [row] = results("test", folder)
-    assert row["diverged"] == "True"
+    assert row["diverged"] is True
     assert all(value is None or value == value for value in known[wild.key]["result"]["val_loss_curve"])
     assert "NaN" not in (folder / "test.jsonl").read_text()
     assert go(folder, [wild]) == known
@@ -370,23 +370,153 @@ class Deadly:
         return {group[0].key: ""}
 
 
-def test_records_survive_a_round_trip(tmp_path):
-    record = {"spec": asdict(SPEC), "result": {"d": 5, "val_loss": 0.1 + 0.2}}
-    write_record(tmp_path / "a.json", record)
-    text = (tmp_path / "a.json").read_text()
-    assert read_record(text, "a.json") == record | {"version": 1}
+def test_records_survive_a_round_trip(folder):
+    [record] = go(folder, [SPEC]).values()
+    write_record(folder / "a.json", record)
+    text = (folder / "a.json").read_text()
+    assert read_record(text, "a.json") == record
     with pytest.raises(DamagedRecordError, match="a.json is not a whole record"):
         read_record(text[:-1], "a.json")
-    assert json.loads(text)["result"]["val_loss"] == 0.1 + 0.2
-    known, damaged = read_records(tmp_path, tmp_path / "none.jsonl")
+    with pytest.raises(DamagedRecordError, match="a.json is not a whole record"):
+        read_record("[" * 100_000, "a.json")
+    known, damaged = read_records(folder / "records", folder / "none.jsonl")
     assert (list(known), damaged) == ([SPEC.key], [])
+
+
+@pytest.mark.parametrize("part", ["spec", "result"])
+def test_a_sealed_record_of_which_anything_is_missing_or_of_another_type_is_named(folder, part):
+    [record] = go(folder, [SPEC]).values()
+    needed = set(record[part]) - {"together"}
+    for name in needed:
+        lacking = record | {part: {key: value for key, value in record[part].items() if key != name}}
+        for harmed in (lacking, record | {part: record[part] | {name: {"a": [1]} if "options" not in name else 7}}):
+            write_record(folder / "a.json", harmed)
+            with pytest.raises(DamagedRecordError, match=rf"a.json (lacks|has .* as) '{name}' in '{part}'"):
+                read_record((folder / "a.json").read_text(), "a.json")
+    write_record(folder / "a.json", {other: record[other] for other in ("spec", "result") if other != part})
+    with pytest.raises(DamagedRecordError, match=f"a.json has no '{part}'"):
+        read_record((folder / "a.json").read_text(), "a.json")
+    write_record(folder / "a.json", record | {"spec": record["spec"] | {"colour": 1}})
+    with pytest.raises(DamagedRecordError, match="a.json has 'colour' in 'spec', which no run has"):
+        read_record((folder / "a.json").read_text(), "a.json")
+
+
+def test_a_record_under_the_name_of_another_run_is_set_aside_and_that_run_is_made(folder, capsys):
+    go(folder, SPECS[:2])
+    (folder / "test.jsonl").unlink()
+    first, second = (folder / "records" / f"{spec.key}.json" for spec in SPECS[:2])
+    first.replace(second)
+    assert set(go(folder, SPECS[:2])) == {spec.key for spec in SPECS[:2]}
+    assert f"{second} is the record of another run, {SPECS[0].key}" in capsys.readouterr().out
+    assert sorted(row["d"] for row in results("test", folder)) == [2, 5]
+
+
+def test_a_sweep_that_is_not_complete_is_an_error(folder, monkeypatch):
+    monkeypatch.setattr(sweep, "write_record", lambda path, record: None)
+    with pytest.raises(SweepError, match=rf"1 of 1 runs failed.*\n  {SPEC.key}: it has no record"):
+        go(folder, [SPEC])
+
+
+def test_a_run_that_another_sweep_makes_is_waited_for(folder):
+    records = folder / "records"
+    records.mkdir()
+    lock = FileLock(records / f"{SPEC.key}.lock")
+    with ThreadPoolExecutor(1) as thread:
+        with lock:  # the other sweep, which dies before it has made the run
+            going = thread.submit(go, folder, [SPEC, SPECS[0]])
+            while not (records / f"{SPECS[0].key}.json").exists():
+                time.sleep(0.01)
+            time.sleep(0.2)
+            assert not going.done()
+        assert set(going.result(timeout=60)) == {SPEC.key, SPECS[0].key}
+
+
+def test_a_table_changes_to_other_rates_point_by_point_and_only_when_they_are_whole(folder):
+    old = [replace(SPEC, d=d, seed=seed) for seed in (0, 1) for d in (2, 5)]
+    new = [replace(spec, lr=0.1) for spec in old]
+    go(folder, old)
+    rest = [key for spec in new if (key := spec.key) not in (new[0].key, new[1].key, new[2].key)]
+
+    def rates():
+        return sorted((row["d"], row["seed"], row["lr"]) for row in results("test", folder))
+
+    for spec, made in zip(new, run(new[:1], small_data()) * 4, strict=True):
+        if spec.key not in rest:  # all but seed 1 of d = 5
+            stamped = {"spec": asdict(spec), "result": made | {"d": spec.d, "commit": "1", "date": "2"}}
+            write_record(folder / "records" / f"{spec.key}.json", stamped)
+    sweep.gather(folder / "records", folder / "test.jsonl", new)
+    assert rates() == [(2, 0, 0.1), (2, 1, 0.1), (5, 0, 0.03), (5, 1, 0.03)]
+    assert [(row["d"], row["lr"]) for row in results("test", folder / "replaced")] == [(2, 0.03), (2, 0.03)]
+    assert len(go(folder, new)) == 8
+    assert rates() == [(2, 0, 0.1), (2, 1, 0.1), (5, 0, 0.1), (5, 1, 0.1)]
+    assert len(results("test", folder / "replaced")) == 4
+    for path in (folder / "records").glob("*.json"):
+        path.unlink()
+    go(folder, old)  # back again, without another run
+    assert not list((folder / "records").glob("*.json"))
+    assert {lr for *_, lr in rates()} == {0.03}
+
+
+def test_both_rates_of_a_point_may_be_asked_for(folder):
+    study, fitted, other = (replace(SPEC, lr=lr) for lr in (0.001, 0.03, 0.01))
+    known = {spec.key: {"spec": asdict(spec), "result": {}} for spec in (study, fitted)}
+    current, old = sweep.divide(known, [study, other])
+    assert (len(current), len(old)) == (2, 0)
+    known[other.key] = {"spec": asdict(other), "result": {}}
+    current, old = sweep.divide(known, [study, other])
+    assert [record["spec"]["lr"] for record in current] == [0.001, 0.01]
+    assert [record["spec"]["lr"] for record in old] == [0.03]
+
+
+def test_a_changed_library_makes_no_recorded_runs_unless_told(tmp_path, monkeypatch, capsys):
+    swept = []
+    monkeypatch.setattr(sweep, "sweep", lambda specs, *_, **__: swept.append(len(specs)) or {})
+    for state in ("1234567-dirty", "unknown"):
+        monkeypatch.setattr(sweep, "commit", lambda state=state: state)
+        assert main(["sweep", "lr", "--out", str(tmp_path)]) == 2
+        assert f"error: the code of these runs would be in no commit ({state})" in capsys.readouterr().err
+    assert main(["sweep", "lr", "--profile", "smoke", "--out", str(tmp_path)]) == 0
+    assert main(["sweep", "lr", "--dirty", "--out", str(tmp_path)]) == 0
+    monkeypatch.setattr(sweep, "commit", lambda: "1234567")
+    assert main(["sweep", "lr", "--out", str(tmp_path)]) == 0
+    assert len(swept) == 3
+
+
+def test_the_commit_is_that_of_the_code_and_says_if_it_was_changed(tmp_path, monkeypatch):
+    def git(*words):
+        who = ("-c", "user.name=a", "-c", "user.email=a@b")
+        return subprocess.run(["git", *who, *words], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+
+    module = tmp_path / "package" / "study" / "sweep.py"
+    module.parent.mkdir(parents=True)
+    module.write_text("first")
+    monkeypatch.setattr(sweep, "__file__", str(module))
+    assert sweep.commit() == "unknown"
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-qm", "first")
+    clean = git("rev-parse", "--short", "HEAD").strip()
+    (tmp_path / "table.csv").write_text("a sweep's own table is no code")
+    assert sweep.commit() == clean
+    module.write_text("second")
+    assert sweep.commit() == f"{clean}-dirty"
+
+
+RATE_COLUMNS = ("dataset", "model", "projection", "d", "lr", "val_loss")
+
+
+def put_rates(folder, curves, name="lr"):
+    """Write a table of {(dataset, model, projection, d): {lr: losses}}."""
+    lines = [",".join(RATE_COLUMNS)]
+    for task, losses in curves.items():
+        lines += [",".join(map(str, (*task, lr, loss))) for lr, seeds in losses.items() for loss in seeds]
+    (folder / f"{name}.csv").write_text("\n".join(lines) + "\n")
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_has_three_seeds_a_point_and_no_run_twice(name, tmp_path):
-    tasks = itertools.product(("mnist", "cifar10"), ("mlp", "lenet", "small_lenet"), ("none", "hadamard"), RATES)
-    lines = [f"{dataset},{model},{family},{lr},0.5" for dataset, model, family, lr in tasks]
-    (tmp_path / "lr.csv").write_text("\n".join(["dataset,model,projection,lr,val_loss", *lines]) + "\n")
+    tasks = itertools.product(("mnist", "cifar10"), ("mlp", "lenet", "small_lenet"), ("none", "hadamard"), (500,))
+    put_rates(tmp_path, {task: {0.001: [0.5], 0.003: [0.4], 0.01: [0.6]} for task in tasks})
     specs = experiment(name, get_profile("full"), tmp_path)
     assert len({spec.key for spec in specs}) == len(specs)
     assert {spec.experiment for spec in specs} == {name}
@@ -418,23 +548,54 @@ def test_small_networks_are_thirty_and_more_of_250_to_6000_parameters():
         assert 5000 < max(sizes) <= 6000
 
 
-def test_the_learning_rate_is_the_one_of_lowest_validation_loss(tmp_path):
-    table = tmp_path / "lr.csv"
-    lines = ["dataset,model,projection,lr,val_loss"]
-    lines += [f"mnist,mlp,none,{lr},{loss}" for lr, loss in zip(RATES, (0.1, 0.2, 0.3, 0.4, 0.5), strict=True)]
-    lines += [f"mnist,mlp,hadamard,{lr},{loss}" for lr, loss in zip(RATES, (0.9, 0.9, 0.5, 0.4, ""), strict=True)]
-    table.write_text("\n".join(lines) + "\n")
-    assert chosen_rate("mnist", "mlp", False, tmp_path) == 0.001
+MLP_SUBSPACE = ("mnist", "mlp", "hadamard")
+
+
+def line(*losses):
+    return dict(zip(RATES, ([loss] for loss in losses), strict=True))
+
+
+def test_the_learning_rate_is_the_one_of_lowest_mean_loss(tmp_path):
+    direct = {("mnist", "mlp", "none", 159010): line(0.2, 0.1, 0.3, 0.4, 0.5)}
+    put_rates(tmp_path, direct | {(*MLP_SUBSPACE, 300): line(0.9, 0.9, 0.5, 0.4, "")})
+    assert chosen_rate("mnist", "mlp", False, tmp_path) == 0.003
     assert chosen_rate("mnist", "mlp", True, tmp_path) == 0.03
-    lines += [f"mnist,mlp,hadamard,{lr},{loss}" for lr, loss in zip(RATES, (0.9, 0.9, 0.2, 0.4, 0.1), strict=True)]
-    table.write_text("\n".join(lines) + "\n")
+    both = {(*MLP_SUBSPACE, 300): line(0.9, 0.9, 0.5, 0.4, ""), (*MLP_SUBSPACE, 900): line(0.9, 0.9, 0.2, 0.4, 0.5)}
+    put_rates(tmp_path, direct | both)
     assert chosen_rate("mnist", "mlp", True, tmp_path) == 0.01, "the mean counts, and a run that diverged is worst"
-    for incomplete in (lines[:-1], lines[:5] + lines[6:]):
-        table.write_text("\n".join(incomplete) + "\n")
-        with pytest.raises(ValueError, match="no learning rate has been chosen for mlp on mnist: .*sweep lr` first"):
-            chosen_rate("mnist", "mlp", incomplete == lines[:-1], tmp_path)
-    with pytest.raises(ValueError, match="no learning rate has been chosen for lenet on mnist"):
+    seeds = {0.001: [0.9, 0.8], 0.003: [0.5, 0.1], 0.01: [0.3, 0.4]}
+    put_rates(tmp_path, {("mnist", "small_lenet", "none", 400): seeds}, "lr_small")
+    assert chosen_rate("mnist", "small_lenet", False, tmp_path) == 0.003
+    with pytest.raises(ValueError, match="no learning rate has been chosen for lenet on mnist: .*sweep lr` first"):
         chosen_rate("mnist", "lenet", True, tmp_path)
+
+
+def test_a_rate_at_a_size_is_that_of_the_nearest_size_and_no_tie_moves_it(tmp_path):
+    put_rates(
+        tmp_path,
+        {
+            (*MLP_SUBSPACE, 100): line(0.9, 0.8, 0.7, 0.60, 0.595),  # a tie, at the end of the list
+            (*MLP_SUBSPACE, 1000): line(0.9, 0.8, 0.495, 0.50, 0.6),  # a tie
+            (*MLP_SUBSPACE, 10_000): line(0.9, 0.4, 0.3, 0.40, 0.5),
+        },
+    )
+    with pytest.raises(ValueError, match=r"mlp on mnist at 100 dimensions, 0.1, is the highest .* add higher ones"):
+        chosen_rate("mnist", "mlp", True, tmp_path)
+    table = (tmp_path / "lr.csv").read_text() + "mnist,mlp,hadamard,100,0.3,0.7\n"
+    (tmp_path / "lr.csv").write_text(table.replace("10000,0.03,0.4", "10000,0.03,0.31"))
+    assert chosen_rate("mnist", "mlp", True, tmp_path) == 0.03
+    expected = {50: 0.03, 100: 0.03, 316: 0.03, 1000: 0.03, 3162: 0.03, 3163: 0.01, 10_000: 0.01, 60_000: 0.01}
+    assert {size: chosen_rate("mnist", "mlp", True, tmp_path, size) for size in expected} == expected
+
+
+def test_a_choice_at_the_lower_end_or_of_half_a_list_is_refused(tmp_path):
+    put_rates(tmp_path, {("cifar10", "mlp", "none", 9): line(0.1, 0.2, 0.3, 0.4, 0.5)})
+    with pytest.raises(ValueError, match=r"at 9 dimensions, 0.001, is the lowest that was tried; add lower ones"):
+        chosen_rate("cifar10", "mlp", False, tmp_path)
+    half = {0.001: [0.9, 0.8], 0.003: [0.5, 0.1], 0.01: [0.3]}
+    put_rates(tmp_path, {("mnist", "small_lenet", "none", 400): half}, "lr_small")
+    with pytest.raises(ValueError, match="are not all recorded; run .*sweep lr_small` first"):
+        chosen_rate("mnist", "small_lenet", False, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -442,8 +603,8 @@ def test_the_learning_rate_is_the_one_of_lowest_validation_loss(tmp_path):
     [
         (["f99"], "unknown experiment 'f99'; choose one of: lr, lr_small, f1"),
         (["lr", "--profile", "huge"], "unknown profile 'huge'"),
-        (["lr", "--jobs", "0"], "jobs must be at least 1, got 0"),
-        (["f1"], "run `python -m subspace_lib sweep lr` first"),
+        (["lr", "--jobs", "0", "--profile", "smoke"], "jobs must be at least 1, got 0"),
+        (["f1", "--profile", "smoke"], "run `python -m subspace_lib sweep lr` first"),
         ([], "the following arguments are required: EXPERIMENT"),
     ],
 )
@@ -471,4 +632,4 @@ def test_an_experiment_with_failures_does_not_stop_the_next(tmp_path, monkeypatc
     assert begun == ["lr", "lr_small"]
     captured = capsys.readouterr()
     assert captured.err == "1 of 2 runs failed\n"
-    assert captured.out.startswith("lr_small: 0 of 20 runs")
+    assert captured.out.startswith("lr_small: 0 of 60 runs")

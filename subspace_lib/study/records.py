@@ -5,21 +5,43 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from subspace_lib.files import replaced_atomically
 
 DATA = Path(__file__).resolve().parents[2] / "data"
 VERSION = 1
-COLUMNS = (
-    "experiment", "dataset", "model", "D", "projection", "layout", "d", "seed", "lr", "epochs", "val_accuracy",
-    "val_loss", "test_accuracy", "step_ms", "peak_bytes", "device", "torch", "commit", "date",
-    "options", "model_options", "best_epoch", "epochs_run", "steps", "seconds", "diverged",
-)  # fmt: skip
-"""Columns of ``data/results/<experiment>.csv``."""
+
+
+def _size(text: str) -> int | str:
+    """A number of dimensions, or a range of them ("1000-1500") as it stands."""
+    return int(text) if text.isdigit() else text
+
+
+def _value(text: str) -> float | str:
+    """A published number, or a range of numbers ("525-575") as it stands."""
+    return text if "-" in text[1:] and "e-" not in text else float(text)
+
+
+COLUMNS: dict[str, Callable[[str], Any]] = {
+    "experiment": str, "dataset": str, "model": str, "D": _size, "projection": str, "layout": str, "d": _size,
+    "seed": int, "lr": float, "epochs": int, "val_accuracy": float, "val_loss": float, "test_accuracy": float,
+    "step_ms": float, "peak_bytes": int, "device": str, "torch": str, "commit": str, "date": str,
+    "options": str, "model_options": str, "best_epoch": int, "epochs_run": int, "steps": int, "seconds": float,
+    "diverged": {"True": True, "False": False}.__getitem__,
+}  # fmt: skip
+"""Columns of ``data/results/<experiment>.csv``, and how each is read."""
+OTHER_COLUMNS: dict[str, Callable[[str], Any]] = {
+    "source": str, "quantity": str, "value": _value, "unit": str, "note": str,
+    "part": str, "forward_ms": float, "adjoint_ms": float, "bytes_per_weight": float, "forward_bytes": int,
+    "bandwidth_share": float, "direct_ms": float, "step_over_direct": float, "build_peak": float, "threads": int,
+    "refused": str,
+}  # fmt: skip
+"""Columns that only the published figures and the benchmark have."""
 
 Record = dict[str, Any]
 
@@ -77,6 +99,21 @@ class Spec:
         return _digest(asdict(self))[:16]
 
 
+KINDS: dict[str, dict[str, Any]] = {
+    "spec": {
+        "experiment": str, "dataset": str, "model": str, "d": (int, NoneType), "seed": int, "lr": (int, float),
+        "epochs": int, "projection": str, "options": dict, "model_options": dict, "batch_size": int,
+        "patience": (int, NoneType), "train_images": (int, NoneType), "val_images": (int, NoneType),
+    },
+    "result": {
+        "D": int, "d": int, "dataset": str, "device": str, "torch": str, "commit": str, "date": str, "diverged": bool,
+        "val_loss_curve": list, "val_accuracy_curve": list, "train_loss": list, "best_epoch": int, "epochs_run": int,
+        "steps": int, "peak_bytes": int, "seconds": (int, float),
+    } | dict.fromkeys(("val_accuracy", "val_loss", "test_accuracy", "step_ms"), (int, float, NoneType)),
+}  # fmt: skip
+"""What a record holds, and of which type."""
+
+
 def write_record(path: Path, record: Record) -> None:
     """Write one record atomically, with its version and a checksum.
 
@@ -103,7 +140,7 @@ def read_record(text: str, source: str) -> Record:
     try:
         sealed = json.loads(text)
         version, checksum = sealed["version"], sealed.pop("checksum")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DamagedRecordError(f"{source} is not a whole record ({type(error).__name__})") from None
     if version != VERSION:
         raise RecordVersionError(
@@ -112,15 +149,31 @@ def read_record(text: str, source: str) -> Record:
         )
     if checksum != _digest(sealed):
         raise DamagedRecordError(f"{source} was changed after it was written (its checksum does not fit)")
+    if fault := _fault(sealed):
+        raise DamagedRecordError(f"{source} {fault}")
     record: Record = sealed
     return record
 
 
-def read_records(folder: Path, table: Path) -> tuple[dict[str, Record], list[str]]:
+def _fault(record: Record) -> str:
+    """What a record lacks, or has of the wrong kind; empty if nothing."""
+    for part, kinds in KINDS.items():
+        if not isinstance(record.get(part), dict):
+            return f"has no {part!r}"
+        for name, kind in kinds.items():
+            if name not in record[part]:
+                return f"lacks {name!r} in {part!r}"
+            if not isinstance(record[part][name], kind):
+                return f"has {record[part][name]!r} as {name!r} in {part!r}"
+    unknown = set(record["spec"]) - set(KINDS["spec"])
+    return f"has {min(unknown)!r} in 'spec', which no run has" if unknown else ""
+
+
+def read_records(folder: Path, *tables: Path) -> tuple[dict[str, Record], list[str]]:
     """All whole records of an experiment, by key, and what was wrong with the others.
 
-    Hidden files, which somebody is writing, are let alone. A damaged file of ``folder`` is renamed to end in
-    ``.damaged``; of a table with damaged lines a copy is kept under such a name.
+    Hidden files, which somebody is writing, are let alone. A file of ``folder`` that is damaged, or bears the name of
+    another run, is renamed to end in ``.damaged``; of a table with damaged lines a copy is kept under such a name.
 
     Raises
     ------
@@ -129,21 +182,24 @@ def read_records(folder: Path, table: Path) -> tuple[dict[str, Record], list[str
     """
     records: dict[str, Record] = {}
     damaged: list[str] = []
-    for path in (table, *sorted(folder.glob("[!.]*.json"))):
+    for path in (*tables, *sorted(folder.glob("[!.]*.json"))):
         if not path.exists():
             continue
         text = path.read_text(encoding="utf-8", errors="replace")
         whole = True
-        for number, line in enumerate(text.splitlines() if path == table else [text], start=1):
-            source = f"{path}, line {number}," if path == table else str(path)
+        for number, line in enumerate(text.splitlines() if path in tables else [text], start=1):
+            source = f"{path}, line {number}," if path in tables else str(path)
             try:
                 record = read_record(line, source)
-                records[Spec(**record["spec"]).key] = record
+                key = Spec(**record["spec"]).key
+                if path not in tables and key != path.stem:
+                    raise DamagedRecordError(f"{path} is the record of another run, {key}")
+                records[key] = record
             except DamagedRecordError as error:
                 whole = False
                 damaged.append(str(error))
         aside = path.with_name(path.name + ".damaged")
-        if not whole and path == table:
+        if not whole and path in tables:
             with replaced_atomically(aside) as temporary:
                 temporary.write_text(text, encoding="utf-8")
         elif not whole:
@@ -176,7 +232,7 @@ def write_table(table: Path, records: Iterable[Record]) -> None:
 def results(experiment: str, folder: Path = DATA / "results") -> list[dict[str, Any]]:
     """Our recorded full-size runs of one experiment, a dict a run; empty where there is no table yet.
 
-    Numbers come as float; ``data/README.md`` names the columns.
+    Numbers come as numbers, None where there is none; ``data/README.md`` names the columns.
     """
     path = folder / f"{experiment}.csv"
     return read_table(path) if path.exists() else []
@@ -202,7 +258,7 @@ def curves(experiment: str, folder: Path = DATA / "results") -> list[Record]:
     return [read_record(line, f"{path}, line {number},") for number, line in enumerate(lines, start=1)]
 
 
-def published(folder: Path = DATA / "published", **where: str) -> list[dict[str, Any]]:
+def published(folder: Path = DATA / "published", **where: str | float) -> list[dict[str, Any]]:
     """Figures quoted from the literature, a dict a figure, those whose columns equal ``where``.
 
     Raises
@@ -218,7 +274,8 @@ def published(folder: Path = DATA / "published", **where: str) -> list[dict[str,
     unknown = sorted(set(where) - set(rows[0]))
     if unknown:
         raise ValueError(f"unknown column {unknown[0]!r}; the table has: {', '.join(rows[0])}")
-    return [row for row in rows if all(row[column] == value for column, value in where.items())]
+    wanted = {c: _typed(c, value) if isinstance(value, str) else value for c, value in where.items()}
+    return [row for row in rows if all(row[column] == value for column, value in wanted.items())]
 
 
 def _row(record: Record) -> dict[str, Any]:
@@ -244,13 +301,27 @@ def _digest(value: Any) -> str:
 
 
 def read_table(path: Path) -> list[dict[str, Any]]:
-    """The rows of a table, a dict a row; what looks like a number is one."""
+    """The rows of a table, a dict a row, each column of the type that is declared for it.
+
+    Raises
+    ------
+    ValueError
+        If a column is unknown, or a cell does not hold what its column holds.
+    """
     with path.open(newline="", encoding="utf-8") as file:
-        return [{column: _number(text) for column, text in row.items()} for row in csv.DictReader(file)]
+        try:
+            return [{column: _typed(column, text) for column, text in row.items()} for row in csv.DictReader(file)]
+        except ValueError as error:
+            raise ValueError(f"{path} cannot be read: {error}") from None
 
 
-def _number(text: str) -> float | str:
+def _typed(column: str, text: str) -> Any:
+    read = COLUMNS.get(column) or OTHER_COLUMNS.get(column)
+    if read is None:
+        raise ValueError(f"unknown column {column!r}")
+    if not text:
+        return "" if read is str else None
     try:
-        return float(text)
-    except ValueError:
-        return text
+        return read(text)
+    except (ValueError, KeyError):
+        raise ValueError(f"{text!r} was found in column {column!r}") from None

@@ -47,8 +47,8 @@ def sweep(
     """Make the runs that have no record yet, and gather all of an experiment in its table.
 
     A run is recorded as soon as it ends, so a sweep can be killed at any time, and the next one goes on from there.
-    Several sweeps may share one folder: a run belongs to the first that locks it. Damaged records are put aside and
-    made again.
+    Several sweeps may share one folder: a run belongs to the first that locks it, and the others wait for it at the
+    end. Damaged records are put aside and made again.
 
     Parameters
     ----------
@@ -57,7 +57,8 @@ def sweep(
     records : Path
         Folder of the working records, ``<key>.json`` each; failures as ``<key>.failed``.
     table : Path
-        The gathered records, ``<experiment>.jsonl``, and the table ``.csv`` beside them.
+        The gathered records, ``<experiment>.jsonl``, and the table ``.csv`` beside them; what ``gather`` moves out of
+        it is in a folder ``replaced`` beside.
     device : str
         "cpu": processes of one thread each; "cuda": groups of runs in ``fit_many``.
     jobs : int
@@ -76,7 +77,7 @@ def sweep(
     Raises
     ------
     SweepError
-        If runs failed; after all others were made.
+        If runs failed, or have no record; after all others were made.
     RecordVersionError
         If there are records of another version.
     ValueError
@@ -89,46 +90,97 @@ def sweep(
         raise ValueError(f"jobs must be at least 1, got {jobs}")
     records.mkdir(parents=True, exist_ok=True)
     failures: dict[str, str] = {}
+    work = functools.partial(
+        _attempt, folder=records.resolve(), device=device, require_real=require_real, commit=commit()
+    )
     try:
-        known = gather(records, table)
+        known = gather(records, table, specs)
         missing = [spec for spec in specs if spec.key not in known]
-        work = functools.partial(
-            _attempt, folder=records.resolve(), device=device, require_real=require_real, commit=_commit()
-        )
         groups = _groups(missing, device)
         outcomes = _on_cluster(work, groups, dask) if dask else _in_processes(work, groups, jobs)
         with tqdm(total=len(specs), initial=len(specs) - len(missing), desc=table.stem, unit="run") as bar:
             for outcome in outcomes:
                 failures |= outcome
                 bar.update(len(outcome))
+        for spec in missing:  # those that another sweep had locked
+            if not failures.get(spec.key) and not (records / f"{spec.key}.json").exists():
+                failures |= work([spec], wait=True)
     finally:
-        known = gather(records, table)
-    failures = {key: text for key, text in failures.items() if text}
+        known = gather(records, table, specs)
+    absent = {spec.key: "it has no record" for spec in specs if spec.key not in known}
+    failures = absent | {key: text for key, text in failures.items() if text}
     if failures:
         lines = "\n".join(f"  {key}: {text}" for key, text in sorted(failures.items()))
         raise SweepError(f"{len(failures)} of {len(specs)} runs failed (see {records}/*.failed):\n{lines}")
     return known
 
 
-def gather(records: Path, table: Path) -> dict[str, Record]:
-    """Bring working records and table together; say which are damaged, and put these aside."""
+def gather(records: Path, table: Path, specs: Sequence[Spec]) -> dict[str, Record]:
+    """Bring working records and table together; say which are damaged, and put these aside.
+
+    Where an experiment now asks for other rates or lengths of a run than those recorded, its table keeps the old runs
+    until the new ones of that point (all but rate, length and seed) are whole, so that no table mixes them. Then the
+    old ones move to the table of the same name in the folder ``replaced``.
+
+    Returns
+    -------
+    dict of str to dict
+        All records there are, by the key of their specification.
+    """
+    replaced = table.parent / "replaced" / table.name
     with FileLock(records / "table.lock"):
-        known, damaged = read_records(records, table)
+        known, damaged = read_records(records, replaced, table)
         for message in damaged:
             tqdm.write(f"{message}; it is set aside as *.damaged, and the run is made again")
+        current, old = divide(known, specs)
         if known:
-            write_table(table, known.values())
+            write_table(table, current)
+        if old:
+            write_table(replaced, old)
     return known
 
 
-def _attempt(group: Sequence[Spec], *, folder: Path, device: str, require_real: bool, commit: str) -> dict[str, str]:
-    """Make the runs of a group that nobody else makes; give what went wrong with each, "" if nothing did."""
+def divide(known: dict[str, Record], specs: Sequence[Spec]) -> tuple[list[Record], list[Record]]:
+    """The records of an experiment's table, and those that are replaced by others."""
+    wanted: dict[str, list[Spec]] = defaultdict(list)
+    for spec in specs:
+        wanted[_point(spec)].append(spec)
+    asked = {spec.key for spec in specs}
+
+    def whole(runs: Sequence[Spec]) -> bool:
+        return all(spec.key in known for spec in runs)
+
+    specification = {key: Spec(**record["spec"]) for key, record in known.items()}
+    old = {key for key in known if key not in asked}
+    replaced = {key for key in old if whole(wanted.get(_point(specification[key])) or specs)}
+    pending = {_point(specification[key]) for key in old - replaced}
+    early = {
+        spec.key
+        for point in pending
+        for spec in wanted[point]
+        if not whole([other for other in wanted[point] if other.lr == spec.lr])
+    }
+    current = [record for key, record in known.items() if key not in replaced | early]
+    return current, [known[key] for key in known if key in replaced]
+
+
+def _point(spec: Spec) -> str:
+    return replace(spec, seed=0, lr=1.0, epochs=0, patience=None).key
+
+
+def _attempt(
+    group: Sequence[Spec], *, folder: Path, device: str, require_real: bool, commit: str, wait: bool = False
+) -> dict[str, str]:
+    """Make the runs of a group that nobody else makes; give what went wrong with each, "" if nothing did.
+
+    With ``wait``, whoever makes one of them now is waited for, and it is made here if that fails.
+    """
     outcome = dict.fromkeys((spec.key for spec in group), "")
     with ExitStack() as locks:
         if device == "cpu":
             locks.callback(torch.set_num_threads, torch.get_num_threads())
             torch.set_num_threads(1)
-        mine = [spec for spec in group if _claim(spec, folder, locks)]
+        mine = [spec for spec in group if _claim(spec, folder, locks, wait)]
         if not mine:
             return outcome
         try:
@@ -154,10 +206,10 @@ def _note_failure(path: Path, spec: Spec) -> None:
         tqdm.write(f"the failure of {spec.key} could not be written down: {error}")
 
 
-def _claim(spec: Spec, folder: Path, locks: ExitStack) -> bool:
+def _claim(spec: Spec, folder: Path, locks: ExitStack, wait: bool) -> bool:
     """Lock a run, unless somebody else has; whether it is still to be made."""
     try:
-        locks.enter_context(FileLock(folder / f"{spec.key}.lock").acquire(timeout=0))
+        locks.enter_context(FileLock(folder / f"{spec.key}.lock").acquire(timeout=-1 if wait else 0))
     except Timeout:
         return False
     return not (folder / f"{spec.key}.json").exists()
@@ -218,13 +270,15 @@ def _in_processes(
             time.sleep(1)
 
 
-def _commit() -> str:
-    """What git says of the library's checkout, or "unknown"."""
-    folder = Path(__file__).resolve().parent
+def commit() -> str:
+    """The commit of the library's code, with "-dirty" where the code differs from it; or "unknown"."""
+    package = Path(__file__).resolve().parents[1]
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=package, capture_output=True, text=True, check=True).stdout.strip()
+
     try:
-        asked = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--exclude=*"], cwd=folder, capture_output=True, text=True
-        )
-    except OSError:
+        changed = git("status", "--porcelain", "--", ".")
+        return git("rev-parse", "--short", "HEAD") + ("-dirty" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return asked.stdout.strip() or "unknown"
