@@ -3,11 +3,21 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 
-from subspace_lib.intrinsic import crossing
+from subspace_lib.intrinsic import crossing, intrinsic_dimension
 from subspace_lib.study.records import COLUMNS, DATA, published
-from subspace_lib.study.scorecard import intrinsic_dimensions, scorecard, studys_dimension, why
+from subspace_lib.study.scorecard import (
+    by_figure,
+    in_words,
+    intrinsic_dimensions,
+    pooling_effect,
+    restated_differences,
+    scorecard,
+    studys_dimension,
+    why,
+)
 
 RUN = dict.fromkeys(COLUMNS, "") | {"dataset": "mnist", "model": "lenet", "projection": "hadamard", "lr": 0.03}
 
@@ -45,6 +55,7 @@ def test_the_verdict_follows_the_mean_and_the_tolerance(folder, ours, verdict):
     assert row["ours"] == pytest.approx(sum(ours) / 2)
     assert (row["lowest"], row["highest"]) == (min(ours), max(ours))
     assert row["difference"] == pytest.approx(sum(ours) / 2 - 0.9284)
+    assert row["below"] == sum(value < 0.9284 for value in ours) / 2
 
 
 def test_splits_variants_and_small_networks_find_their_runs(folder):
@@ -69,9 +80,6 @@ def test_a_difference_is_explained_by_recorded_runs_or_not_at_all(folder):
         [{"model": "mlp", "d": 300, "val_accuracy": 0.83}, {"model": "mlp", "d": 500, "val_accuracy": 0.87}],
     )
     put(folder, "f3", [{"d": 125, "val_accuracy": 0.81}])
-    put(
-        folder, "f8", [{"model": "small_lenet", "projection": "none", "D": 261, "val_accuracy": a} for a in (0.8, 0.84)]
-    )
 
     def sentences():
         return {(row["figure"], row["d"]): why(row, folder) for row in scorecard(folder)}
@@ -89,12 +97,44 @@ def test_a_difference_is_explained_by_recorded_runs_or_not_at_all(folder):
     assert sentences()["fig1", 500] == ""  # replicates
     assert sentences()["fig1", 300] == ""  # better, and no runs of ours would say why
     found = sentences()["fig3", 125]
-    assert "0.810 with max pooling, and 0.850 with the average pooling of its LeNet (2 seeds)" in found
-    assert found.endswith("closes the gap")
-    put(folder, "restated", [average | {"seed": 0, "val_accuracy": 0.82}, maximum | {"seed": 0}])
-    assert sentences()["fig3", 125].endswith("leaves a gap that is open")
-    assert "2 of our runs have about as many weights, and they reach 0.800 to 0.840" in sentences()["fig8", 261]
-    assert "outside that range" in sentences()["fig8", 261]
+    assert found.endswith("0.810 with max pooling, and 0.850 with average pooling (2 seeds)")
+
+
+def test_directions_are_counted_by_figure_and_shared_runs_once(folder):
+    points = {125: 0.80, 250: 0.90, 350: 0.92, 450: 0.99}  # published: .8504, .9022, .9284, .9447
+    put(folder, "f3", [{"d": d, "val_accuracy": value, "seed": s} for d, value in points.items() for s in (0, 1)])
+    sparse = {"d": 5050, "dataset": "cifar10", "model": "mlp", "projection": "study_sparse", "lr": 0.001}
+    put(folder, "f5", [sparse | {"val_accuracy": 0.4}])
+    rows = scorecard(folder)
+    found = {row["figure"]: row for row in by_figure(rows)}
+    assert list(found) == ["fig3", "fig5-6"]
+    differences = [points[row["d"]] - row["published"] for row in rows if row["figure"] == "fig3" and row["seeds"]]
+    fig3 = found["fig3"]
+    assert (fig3["points"], fig3["sets of runs"], fig3["above"], fig3["under"]) == (4, 4, 1, 3)
+    assert (fig3["replicates"], fig3["better"], fig3["lower"], fig3["sign test"]) == (2, 1, 1, 0.625)
+    margin = 3.1824463 * np.std(differences, ddof=1) / 2
+    assert fig3["mean difference"] == pytest.approx(np.mean(differences))
+    assert (fig3["low"], fig3["high"]) == pytest.approx((np.mean(differences) - margin, np.mean(differences) + margin))
+    assert (found["fig5-6"]["points"], found["fig5-6"]["sets of runs"]) == (4, 1)
+
+
+def test_the_restated_study_is_compared_split_by_split(folder):
+    def runs(pooling, *accuracies):
+        at = {"d": 125, "options": json.dumps({"split": [25] * 5}), "model_options": pooling}
+        return [at | {"seed": seed, "val_accuracy": value} for seed, value in enumerate(accuracies)]
+
+    put(folder, "restated", [*runs('{"pooling": "average"}', 0.84, 0.86, 0.9), *runs("", 0.80, 0.83)])
+    [row] = [row for row in published(source="minut2023", experiment="fig3") if row["d"] == 125]
+    assert restated_differences(folder) == pytest.approx([(0.84 + 0.86 + 0.9) / 3 - row["value"]])
+    effect = pooling_effect(folder)
+    assert (effect.n, effect.mean) == (2, pytest.approx(0.035))
+
+
+def test_a_dimension_that_is_not_reached_is_said_to_be_so():
+    reached = intrinsic_dimension({10: [0.5] * 5, 1000: [0.9] * 5}, 0.8)
+    assert in_words(reached).startswith(f"{reached.d90:,.0f} (interval ")
+    never = intrinsic_dimension({10: [0.5] * 5, 1000: [0.6] * 5}, 0.8)
+    assert in_words(never) == "not reached by 1,000 (interval more than 1,000 to more than 1,000)"
 
 
 def test_one_sign_is_compared_with_random_signs(folder):
@@ -109,8 +149,7 @@ def test_one_sign_is_compared_with_random_signs(folder):
     signed = [study | {"projection": "study_sparse2full", "val_accuracy": a} for a in (0.46, 0.48)]
     one_sign = [study | {"projection": "study_sparse2", "val_accuracy": a} for a in (0.1, 0.4)]
     put(folder, "f7", [*one_sign, *signed])
-    assert "ours end at 0.100 to 0.400, the study's one run within that range" in sentence()
-    assert "with random signs, and columns 1.4 times as long, ours reach 0.470" in sentence()
+    assert sentence() == "entries of one sign: ours end at 0.100 to 0.400; with random signs they reach 0.470"
 
 
 def test_two_runs_of_the_study_are_named_where_it_ran_one_p_twice(folder):
