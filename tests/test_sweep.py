@@ -460,12 +460,24 @@ def test_a_table_changes_to_other_rates_point_by_point_and_only_when_they_are_wh
 def test_both_rates_of_a_point_may_be_asked_for(folder):
     study, fitted, other = (replace(SPEC, lr=lr) for lr in (0.001, 0.03, 0.01))
     known = {spec.key: {"spec": asdict(spec), "result": {}} for spec in (study, fitted)}
-    current, old = sweep.divide(known, [study, other])
+    current, old = sweep.divide(known, [study, other], set(known))
     assert (len(current), len(old)) == (2, 0)
+    table = set(known)
     known[other.key] = {"spec": asdict(other), "result": {}}
-    current, old = sweep.divide(known, [study, other])
+    current, old = sweep.divide(known, [study, other], table)
     assert [record["spec"]["lr"] for record in current] == [0.001, 0.01]
     assert [record["spec"]["lr"] for record in old] == [0.03]
+
+
+def test_a_list_of_rates_changes_as_a_whole():
+    short = [replace(SPEC, epochs=8, lr=lr) for lr in (0.001, 0.003)]
+    full = [replace(SPEC, epochs=30, lr=lr) for lr in (0.001, 0.003)]
+    known = {spec.key: {"spec": asdict(spec), "result": {}} for spec in [*short, full[0]]}
+    current, old = sweep.divide(known, full, {spec.key for spec in short})
+    assert ([record["spec"]["epochs"] for record in current], old) == ([8, 8], [])
+    known[full[1].key] = {"spec": asdict(full[1]), "result": {}}
+    current, old = sweep.divide(known, full, {spec.key for spec in short})
+    assert [[record["spec"]["epochs"] for record in part] for part in (current, old)] == [[30, 30], [8, 8]]
 
 
 def test_a_changed_library_makes_no_recorded_runs_unless_told(tmp_path, monkeypatch, capsys):
@@ -571,26 +583,24 @@ def test_the_learning_rate_is_the_one_of_lowest_mean_loss(tmp_path):
 
 
 def test_a_rate_at_a_size_is_that_of_the_nearest_size_and_no_tie_moves_it(tmp_path):
-    put_rates(
-        tmp_path,
-        {
-            (*MLP_SUBSPACE, 100): line(0.9, 0.8, 0.7, 0.60, 0.595),  # a tie, at the end of the list
-            (*MLP_SUBSPACE, 1000): line(0.9, 0.8, 0.495, 0.50, 0.6),  # a tie
-            (*MLP_SUBSPACE, 10_000): line(0.9, 0.4, 0.3, 0.40, 0.5),
-        },
-    )
-    with pytest.raises(ValueError, match=r"mlp on mnist at 100 dimensions, 0.1, is the highest .* add higher ones"):
-        chosen_rate("mnist", "mlp", True, tmp_path)
-    table = (tmp_path / "lr.csv").read_text() + "mnist,mlp,hadamard,100,0.3,0.7\n"
-    (tmp_path / "lr.csv").write_text(table.replace("10000,0.03,0.4", "10000,0.03,0.31"))
+    curves = {
+        (*MLP_SUBSPACE, 100): line(0.9, 0.8, 0.7, 0.60, 0.595),  # a tie, at the end of the list
+        (*MLP_SUBSPACE, 1000): line(0.9, 0.8, 0.495, 0.50, 0.6),  # a tie
+        (*MLP_SUBSPACE, 10_000): line(0.9, 0.4, 0.3, 0.31, 0.5),
+    }
+    put_rates(tmp_path, curves)
     assert chosen_rate("mnist", "mlp", True, tmp_path) == 0.03
     expected = {50: 0.03, 100: 0.03, 316: 0.03, 1000: 0.03, 3162: 0.03, 3163: 0.01, 10_000: 0.01, 60_000: 0.01}
     assert {size: chosen_rate("mnist", "mlp", True, tmp_path, size) for size in expected} == expected
+    put_rates(tmp_path, curves | {(*MLP_SUBSPACE, 100): line(0.9, 0.8, 0.7, 0.60, 0.55)})
+    assert chosen_rate("mnist", "mlp", True, tmp_path, 1000) == 0.03
+    with pytest.raises(ValueError, match=r"mlp on mnist at 100 dimensions, 0.1, is the highest .* add higher ones"):
+        chosen_rate("mnist", "mlp", True, tmp_path, 90)
 
 
 def test_a_choice_at_the_lower_end_or_of_half_a_list_is_refused(tmp_path):
     put_rates(tmp_path, {("cifar10", "mlp", "none", 9): line(0.1, 0.2, 0.3, 0.4, 0.5)})
-    with pytest.raises(ValueError, match=r"at 9 dimensions, 0.001, is the lowest that was tried; add lower ones"):
+    with pytest.raises(ValueError, match=r"over all sizes, 0.001, is the lowest that was tried; add lower ones"):
         chosen_rate("cifar10", "mlp", False, tmp_path)
     half = {0.001: [0.9, 0.8], 0.003: [0.5, 0.1], 0.01: [0.3]}
     put_rates(tmp_path, {("mnist", "small_lenet", "none", 400): half}, "lr_small")

@@ -29,7 +29,7 @@ DIMENSIONS = {
 TUNING: dict[str, dict[int | None, tuple[float, ...]]] = {
     "f2": {None: (3e-5, 1e-4, 3e-4, 1e-3), 750: (*RATES, 3e-1), 5000: RATES, 12_000: RATES},
     "f1": {None: (1e-4, 3e-4, 1e-3, 3e-3), 300: RATES, 1500: RATES, 10_000: RATES},
-    "f3": {None: (3e-4, 1e-3, 3e-3), 150: (*RATES, 3e-1), 750: RATES, 6000: RATES},
+    "f3": {None: (3e-4, 1e-3, 3e-3), 150: (*RATES, 3e-1, 1.0), 750: RATES, 6000: RATES},
     "f4": {None: (1e-3, 3e-3, 1e-2), 300: RATES, 750: RATES, 6000: RATES},
 }
 """The rates that are tried for each task, so many that the best is inside: for direct training (None), with runs of
@@ -106,8 +106,8 @@ def chosen_rate(
     Raises
     ------
     ValueError
-        If that has not been run for this task, is not complete, or the best rate at some size is the lowest or the
-        highest that was tried there.
+        If that has not been run for this task, is not complete, or the rate that would be chosen is the lowest or the
+        highest that was tried.
     """
     losses: dict[int, dict[float, list[float]]] = {}
     for row in results("lr", folder) + results("lr_small", folder):
@@ -121,21 +121,21 @@ def chosen_rate(
             f"run `python -m subspace_lib sweep {tuning}` first"
         )
     means = {tried: {rate: fmean(runs) for rate, runs in rates.items()} for tried, rates in losses.items()}
-    for tried, rates in means.items():
-        best = min(rates, key=rates.__getitem__)
-        if best in (min(rates), max(rates)):
-            end, further = ("lowest", "lower") if best == min(rates) else ("highest", "higher")
-            raise ValueError(
-                f"the best learning rate of {model} on {dataset} at {tried:,} dimensions, {best:g}, is the {end} that "
-                f"was tried; add {further} ones to TUNING and run `python -m subspace_lib sweep {tuning}`"
-            )
-    everywhere = set.intersection(*(set(rates) for rates in means.values()))
-    own = min(everywhere, key=lambda rate: fmean(rates[rate] for rates in means.values()))
-    if size is None:
-        return own
-    nearest = means[min(means, key=lambda tried: abs(math.log(size / tried)))]
-    best = min(nearest, key=nearest.__getitem__)
-    return best if nearest[best] < (1 - TIE) * nearest[own] else own
+    tried = set.intersection(*(set(rates) for rates in means.values()))
+    own = chosen = min(tried, key=lambda rate: fmean(rates[rate] for rates in means.values()))
+    where = "over all sizes"
+    if size is not None:
+        nearest = min(means, key=lambda one: abs(math.log(size / one)))
+        best = min(means[nearest], key=means[nearest].__getitem__)
+        if means[nearest][best] < (1 - TIE) * means[nearest][own]:
+            chosen, tried, where = best, set(means[nearest]), f"at {nearest:,} dimensions"
+    if chosen in (min(tried), max(tried)):
+        end, further = ("lowest", "lower") if chosen == min(tried) else ("highest", "higher")
+        raise ValueError(
+            f"the best learning rate of {model} on {dataset} {where}, {chosen:g}, is the {end} that was tried; "
+            f"add {further} ones to TUNING and run `python -m subspace_lib sweep {tuning}`"
+        )
+    return chosen
 
 
 Settings = Iterator[dict[str, Any]]

@@ -169,7 +169,7 @@ def _fault(record: Record) -> str:
     return f"has {min(unknown)!r} in 'spec', which no run has" if unknown else ""
 
 
-def read_records(folder: Path, *tables: Path) -> tuple[dict[str, Record], list[str]]:
+def read_records(folder: Path | None, *tables: Path) -> tuple[dict[str, Record], list[str]]:
     """All whole records of an experiment, by key, and what was wrong with the others.
 
     Hidden files, which somebody is writing, are let alone. A file of ``folder`` that is damaged, or bears the name of
@@ -182,7 +182,8 @@ def read_records(folder: Path, *tables: Path) -> tuple[dict[str, Record], list[s
     """
     records: dict[str, Record] = {}
     damaged: list[str] = []
-    for path in (*tables, *sorted(folder.glob("[!.]*.json"))):
+    single = sorted(folder.glob("[!.]*.json")) if folder else []
+    for path in (*tables, *single):
         if not path.exists():
             continue
         text = path.read_text(encoding="utf-8", errors="replace")

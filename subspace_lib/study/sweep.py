@@ -7,7 +7,7 @@ import subprocess
 import time
 import traceback
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -132,7 +132,7 @@ def gather(records: Path, table: Path, specs: Sequence[Spec]) -> dict[str, Recor
         known, damaged = read_records(records, replaced, table)
         for message in damaged:
             tqdm.write(f"{message}; it is set aside as *.damaged, and the run is made again")
-        current, old = divide(known, specs)
+        current, old = divide(known, specs, set(read_records(None, table)[0]))
         if known:
             write_table(table, current)
         if old:
@@ -140,8 +140,8 @@ def gather(records: Path, table: Path, specs: Sequence[Spec]) -> dict[str, Recor
     return known
 
 
-def divide(known: dict[str, Record], specs: Sequence[Spec]) -> tuple[list[Record], list[Record]]:
-    """The records of an experiment's table, and those that are replaced by others."""
+def divide(known: dict[str, Record], specs: Sequence[Spec], present: Set[str]) -> tuple[list[Record], list[Record]]:
+    """The records of an experiment's table, and those that are replaced by others; ``present``: now in the table."""
     wanted: dict[str, list[Spec]] = defaultdict(list)
     for spec in specs:
         wanted[_point(spec)].append(spec)
@@ -154,12 +154,7 @@ def divide(known: dict[str, Record], specs: Sequence[Spec]) -> tuple[list[Record
     old = {key for key in known if key not in asked}
     replaced = {key for key in old if whole(wanted.get(_point(specification[key])) or specs)}
     pending = {_point(specification[key]) for key in old - replaced}
-    early = {
-        spec.key
-        for point in pending
-        for spec in wanted[point]
-        if not whole([other for other in wanted[point] if other.lr == spec.lr])
-    }
+    early = {key for key in asked - present if key in known and _point(specification[key]) in pending}
     current = [record for key, record in known.items() if key not in replaced | early]
     return current, [known[key] for key in known if key in replaced]
 

@@ -1,0 +1,171 @@
+"""The claims of order that the recorded runs bear, each by the same test; ``python -m subspace_lib.study.findings``."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+from subspace_lib.files import replaced_atomically
+from subspace_lib.intrinsic import crossing, increasing
+from subspace_lib.study.claims import Comparison, compare, of_differences
+from subspace_lib.study.records import DATA, results
+from subspace_lib.study.scorecard import pooling_effect
+
+CORNERS = {
+    ("shared", "long"): "study_sparse_original",
+    ("shared", "short"): "sparser_shared_unit",
+    ("independent", "long"): "sparser_independent_long",
+    ("independent", "short"): "sparser_independent_unit",
+}
+"""The 2 x 2 of rows and column norms at density 1/sqrt(D), in "f5"."""
+SIZES = ((250, 500), (500, 1000), (1000, 2000), (2000, 3000), (3000, 6000))
+START, END = "<!-- findings -->\n", "<!-- end of findings -->\n"
+
+Row = dict[str, Any]
+Finding = tuple[str, Comparison]
+
+
+def findings(folder: Path = DATA / "results") -> list[Finding]:
+    """Each claim, in words that hold where its verdict is "ahead", and what the paired runs say."""
+    return [*_corners(folder), *_families(folder), *_layers(folder), *_shapes(folder), *_small_networks(folder)]
+
+
+def table(found: list[Finding]) -> str:
+    """The claims as a table in Markdown."""
+    lines = ["| claim | mean difference (95% interval) | pairs | |", "| :-- | :-- | --: | :-- |"]
+    for claim, one in found:
+        digits = 1 if abs(one.mean) >= 1 else 4
+        numbers = f"{one.mean:+.{digits}f} ({one.low:+.{digits}f} to {one.high:+.{digits}f})"
+        lines.append(f"| {claim} | {numbers} | {one.n} | {one.verdict} |")
+    return "\n".join(lines) + "\n"
+
+
+def _corners(folder: Path) -> Iterator[Finding]:
+    rows = results("f5", folder)
+    for lr in sorted({row["lr"] for row in rows if row["projection"] in CORNERS.values()}):
+        at = {corner: [r for r in rows if (r["projection"], r["lr"]) == (name, lr)] for corner, name in CORNERS.items()}
+        lengths = {length: _by_seed(at["independent", length], at["shared", length]) for length in ("long", "short")}
+        common = sorted(lengths["long"].keys() & lengths["short"].keys())
+        rows_effect = [fmean(lengths[length][seed] for length in lengths) for seed in common]
+        yield f"independent above shared rows, rate {lr:g}", of_differences(rows_effect)
+        for kind in ("independent", "shared"):
+            yield f"long above short columns, {kind} rows, rate {lr:g}", compare(at[kind, "long"], at[kind, "short"])
+        both = [lengths["long"][seed] - lengths["short"][seed] for seed in common]
+        yield f"length gains more with independent rows, rate {lr:g}", of_differences(both)
+
+
+def _families(folder: Path) -> Iterator[Finding]:
+    ours = {name: [r for r in results("f5", folder) if r["projection"] == name] for name in ("hadamard", "kronecker")}
+    one_hot = [row for row in results("f5", folder) if row["projection"] == "one_hot"]
+    for name, rows in ours.items():
+        yield f"one_hot above {name}, CIFAR-10 MLP", compare(one_hot, rows)
+    lenet = [row for row in results("f7", folder) if row["model"] == "lenet"]
+    of = {name: [row for row in lenet if row["projection"] == name] for name in ("orthogonal", "dense", "hadamard")}
+    for name in ("orthogonal", "hadamard"):
+        yield f"{name} above dense Gaussian columns, CIFAR-10 LeNet", compare(of[name], of["dense"])
+
+
+def _layers(folder: Path) -> Iterator[Finding]:
+    rows = results("gaussian", folder)
+    blocks, one = ([row for row in rows if ("split" in row["options"]) == split] for split in (True, False))
+    by_d = [
+        _by_seed([r for r in one if r["d"] == d], [r for r in blocks if r["d"] == d]) for d in {r["d"] for r in one}
+    ]
+    seeds = sorted(set.intersection(*map(set, by_d)))
+    yield "one P above a P a layer, mean over d", of_differences([fmean(at[seed] for at in by_d) for seed in seeds])
+    splits: dict[str, list[Row]] = {}
+    for row in results("split", folder):
+        if row["options"]:
+            splits.setdefault("+".join(map(str, json.loads(row["options"])["split"])), []).append(row)
+    for name, rows in sorted(splits.items()):
+        others = [row for other, those in splits.items() if other != name for row in those]
+        mean = [
+            {"seed": s, "val_accuracy": fmean(r["val_accuracy"] for r in others if r["seed"] == s)} for s in range(3)
+        ]
+        yield f"split {name} above the mean of the other five", compare(rows, mean)
+    yield "average above max pooling, at the study's splits", pooling_effect(folder.parent)
+
+
+def _shapes(folder: Path) -> Iterator[Finding]:
+    found: dict[tuple[int, int], dict[int, float]] = {}
+    rows = results("width_depth", folder)
+    for options in sorted({row["model_options"] for row in rows}):
+        shape = json.loads(options)
+        for seed in range(3):
+            mine = [row for row in rows if (row["model_options"], row["seed"]) == (options, seed)]
+            curve = {row["d"]: row["val_accuracy"] for row in mine if row["projection"] != "none"}
+            [direct] = [row["val_accuracy"] for row in mine if row["projection"] == "none"]
+            d90 = crossing(increasing(curve, dict.fromkeys(curve, 1)), 0.9 * direct)
+            found.setdefault((shape["hidden"], shape["depth"]), {})[seed] = d90
+    for trait, shapes, steps in (
+        ("doubling of the width", [(50, 1), (100, 1), (200, 1), (400, 1)], range(4)),
+        ("layer more", [(200, 1), (200, 2), (200, 3)], range(3)),
+    ):
+        yield f"d_int90 rises with each {trait}", of_differences([
+            _slope([(float(step), found[shape][seed]) for step, shape in zip(steps, shapes, strict=True)])
+            for seed in range(3)
+        ])  # fmt: skip
+
+
+def _small_networks(folder: Path) -> Iterator[Finding]:
+    for name, dataset in (("f8", "MNIST"), ("f9", "CIFAR-10")):
+        leads = small_leads(name, folder)
+        for low, high in SIZES:
+            here = [[lead for D, lead in one if low <= D < high] for one in leads.values()]
+            for which, of in (("median", median), ("best", max)):
+                yield (
+                    f"the {which} small network above the projected LeNet, {dataset}, {low:,} to {high:,} weights",
+                    of_differences([of(one) for one in here]),
+                )
+
+
+def small_leads(experiment: str, folder: Path = DATA / "results") -> dict[int, list[tuple[int, float]]]:
+    """By seed: D of each small network of "f8" or "f9", and its accuracy above that of the projected LeNet at d = D.
+
+    The projected LeNet is read between two recorded d, of the same seed, on a line over log d.
+    """
+    rows = results(experiment, folder)
+    projected = [*results({"f8": "f3", "f9": "f4"}[experiment], folder), *rows]
+    found: dict[int, list[tuple[int, float]]] = {}
+    for seed in sorted({row["seed"] for row in rows}):
+        curve = sorted({row["d"]: row["val_accuracy"] for row in projected if _is_projected(row, seed)}.items())
+        small = [row for row in rows if row["projection"] == "none" and row["seed"] == seed]
+        found[seed] = [(row["D"], row["val_accuracy"] - _at(curve, row["D"])) for row in small]
+    return found
+
+
+def _is_projected(row: Row, seed: int) -> bool:
+    return bool(row["projection"] != "none" and row["seed"] == seed)
+
+
+def _at(curve: list[tuple[int, float]], size: int) -> float:
+    i = min(max(sum(d <= size for d, _ in curve) - 1, 0), len(curve) - 2)
+    (d, below), (next_d, above) = curve[i : i + 2]
+    return below + (above - below) * math.log(size / d) / math.log(next_d / d)
+
+
+def _by_seed(a: list[Row], b: list[Row]) -> dict[int, float]:
+    other = {row["seed"]: row["val_accuracy"] for row in b}
+    return {row["seed"]: row["val_accuracy"] - other[row["seed"]] for row in a if row["seed"] in other}
+
+
+def _slope(points: list[tuple[float, float]]) -> float:
+    x, y = fmean(x for x, _ in points), fmean(y for _, y in points)
+    return sum((a - x) * (b - y) for a, b in points) / sum((a - x) ** 2 for a, _ in points)
+
+
+def write(readme: Path = DATA / "README.md") -> None:
+    """Put the table between its two marks in ``data/README.md``."""
+    text = readme.read_text(encoding="utf-8")
+    before, rest = text.split(START)
+    _, after = rest.split(END)
+    with replaced_atomically(readme) as temporary:
+        temporary.write_text(before + START + table(findings()) + END + after, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write()

@@ -1,0 +1,220 @@
+"""The book's main numbers again, from data/results/*.csv by other code: csv and numpy, none of the study's."""
+
+import csv
+import functools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+DATA = Path(__file__).resolve().parents[1] / "data"
+T = {3: 4.302653, 7: 2.446912, 14: 2.160369}
+"""Student's t of 95%, for so many pairs, from a printed table."""
+
+
+@functools.cache
+def read(name, folder="results"):
+    with (DATA / folder / f"{name}.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def accuracy(rows, **where):
+    """Accuracy by seed of the only setting that fits."""
+    fitting = [row for row in rows if all(row[column] == str(value) for column, value in where.items())]
+    found = {int(row["seed"]): float(row["val_accuracy"]) for row in fitting}
+    assert len(found) == len(fitting) > 0
+    return np.array([found[seed] for seed in sorted(found)])
+
+
+def interval(differences):
+    margin = T[len(differences)] * np.std(differences, ddof=1) / np.sqrt(len(differences))
+    return np.mean(differences), np.mean(differences) - margin, np.mean(differences) + margin
+
+
+def isotonic(means, weights):
+    """The increasing fit by its min-max formula: the largest over starts of the smallest over ends of block means."""
+    means = np.asarray(means, dtype=float)
+    total, weight = (np.cumsum(np.insert(x, 0, 0, axis=-1), axis=-1) for x in (means * weights, np.asarray(weights)))
+    n = len(weights)
+    fit = np.full_like(means, -np.inf)
+    for i in range(n):
+        for a in range(i + 1):
+            blocks = [(total[..., b + 1] - total[..., a]) / (weight[b + 1] - weight[a]) for b in range(i, n)]
+            fit[..., i] = np.maximum(fit[..., i], np.min(blocks, axis=0))
+    return fit
+
+
+def first_crossing(d, fit, level):
+    if fit[0] >= level:
+        return d[0]
+    above = next((i for i, value in enumerate(fit) if value >= level), None)
+    if above is None:
+        return np.inf
+    return np.exp(np.interp(level, fit[above - 1 : above + 1], np.log(d[above - 1 : above + 1])))
+
+
+def d90(rows, baseline):
+    """The estimate and its interval, with the same resamples of seeds as the book's."""
+    curve = {}
+    for row in sorted(rows, key=lambda row: (int(row["d"]), int(row["seed"]))):
+        if row["projection"] != "none":
+            curve.setdefault(int(row["d"]), []).append(float(row["val_accuracy"]))
+    d, values = list(curve), list(curve.values())
+    own = accuracy(rows, projection="none") if baseline is None else np.array([baseline])
+    weights = [len(one) for one in values]
+    found = first_crossing(d, isotonic([np.mean(one) for one in values], weights), 0.9 * own.mean())
+    near = {max(k for k in d if k <= found), min([k for k in d if k >= found], default=d[-1])}
+    around = [len(curve[at]) for at in near]
+    seeds = min([*around, *([len(own)] if len(own) > 1 else [])])
+    assert seeds == 5
+    draws = np.random.default_rng(0).integers(5, size=(2000, 5))
+    fits = isotonic(np.stack([np.array(one)[draws % len(one)].mean(1) for one in values], axis=1), weights)
+    levels = 0.9 * own[draws % len(own)].mean(1)
+    ends = [first_crossing(d, fit, level) for fit, level in zip(fits, levels, strict=True)]
+    low, high = np.sort(ends)[[49, 1949]]
+    return found, low, high
+
+
+@pytest.fixture(scope="module")
+def dimensions():
+    from subspace_lib.study.scorecard import intrinsic_dimensions
+
+    return intrinsic_dimensions()
+
+
+@pytest.mark.parametrize("name", ["f1", "f2", "f3", "f4"])
+def test_intrinsic_dimensions(dimensions, name):
+    theirs = dimensions[name]
+    for kind, baseline in (("own", None), ("fixed", 1.0 if name in ("f1", "f3") else 0.5)):
+        one = theirs[kind]
+        assert (one.d90, one.low, one.high) == pytest.approx(d90(read(name), baseline), rel=1e-9)
+
+
+def ours_beside(row):
+    """Accuracies of ours beside one published row, by rules of this file's own."""
+    figure, projection = row["experiment"], row["projection"]
+    kind = projection.split(" ")[0].removesuffix("_coo").removesuffix("_csr").removesuffix("_csc")
+    if figure in ("fig8", "fig9"):
+        small = [one for one in read("f" + figure[3]) if one["model"] == "small_lenet"]
+        near = [one for one in small if abs(np.log(int(one["D"]) / float(row["D"]))) <= np.log(1.15)]
+    elif figure == "fig3" and row["d"] == "150":
+        split = [int(part) for part in row["note"][len("split ") :].split("+")]
+        near = [one for one in read("split") if one["options"] and json.loads(one["options"])["split"] == split]
+    elif figure in ("fig1", "fig2", "fig3", "fig4"):
+        rows = read("f" + figure[3])
+        near = [r for r in rows if r["projection"] == "none"] if projection == "none" else [
+            r for r in rows if r["d"] == row["d"] and r["projection"] != "none"
+        ]  # fmt: skip
+    else:
+        table = "f5" if figure == "fig5-6" else "f7"
+        ours = {"gaussian": "hadamard" if table == "f5" else "dense"}
+        ours |= {} if table == "f5" else {"ortho": "orthogonal"}
+        near = [r for r in read(table) if r["projection"] == ours.get(kind.rstrip(","), f"study_{kind}")]
+        near = [r for r in near if r["model"] == ("mlp" if table == "f5" else "lenet")]
+        near = [r for r in near if kind.rstrip(",") in ours or float(r["lr"]) == 0.001]
+    return [float(one["val_accuracy"]) for one in near]
+
+
+def test_counts_and_directions_of_the_scorecard():
+    from subspace_lib.study.scorecard import by_figure, scorecard
+
+    verdicts, sides = {}, {}
+    for row in read("published", "published"):
+        if (row["source"], row["quantity"]) != ("minut2023", "val_accuracy"):
+            continue
+        ours = ours_beside(row)
+        difference = np.mean(ours) - float(row["value"])
+        far = abs(difference) > {"mnist": 0.02, "cifar10": 0.03}[row["dataset"]]
+        verdict = ("better" if difference > 0 else "lower") if far else "replicates"
+        verdicts[verdict] = verdicts.get(verdict, 0) + 1
+        sides.setdefault(row["experiment"], []).append(difference)
+    rows = scorecard()
+    assert verdicts == {name: sum(row["verdict"] == name for row in rows) for name in verdicts}
+    assert sum(verdicts.values()) == len(rows) == 78
+    for row in by_figure(rows):
+        mine = sides[row["figure"]]
+        assert row["mean difference"] == pytest.approx(np.mean(mine))
+        assert (row["under"], row["points"]) == (sum(np.array(mine) < 0), len(mine))
+
+
+@pytest.fixture(scope="module")
+def found():
+    from subspace_lib.study.findings import findings
+
+    return {claim: (one.mean, one.low, one.high) for claim, one in findings()}
+
+
+@pytest.mark.parametrize("lr", ["0.001", "0.03"])
+def test_rows_and_lengths_of_the_two_by_two(found, lr):
+    rows = [row for row in read("f5") if row["lr"] == lr]
+    shared_long, shared_short = (accuracy(rows, projection=p) for p in ("study_sparse_original", "sparser_shared_unit"))
+    long, short = (accuracy(rows, projection=f"sparser_independent_{p}") for p in ("long", "unit"))
+    expected = {
+        "independent above shared rows": (long + short - shared_long - shared_short) / 2,
+        "long above short columns, independent rows": long - short,
+        "long above short columns, shared rows": shared_long - shared_short,
+        "length gains more with independent rows": (long - short) - (shared_long - shared_short),
+    }
+    for claim, differences in expected.items():
+        assert found[f"{claim}, rate {float(lr):g}"] == pytest.approx(interval(differences), rel=1e-5)
+
+
+def test_the_pooled_effect_of_pooling(found):
+    pairs = {}
+    for row in read("restated"):
+        at = pairs.setdefault((row["d"], row["options"], row["seed"]), {})
+        at[bool(row["model_options"])] = float(row["val_accuracy"])
+    differences = [at[True] - at[False] for at in pairs.values() if len(at) == 2]
+    assert found["average above max pooling, at the study's splits"] == pytest.approx(interval(differences), rel=1e-5)
+
+
+def test_orthogonal_against_gaussian_columns(found):
+    rows = read("f7")
+    for name in ("orthogonal", "hadamard"):
+        gain = accuracy(rows, model="lenet", projection=name) - accuracy(rows, model="lenet", projection="dense")
+        claim = f"{name} above dense Gaussian columns, CIFAR-10 LeNet"
+        assert found[claim] == pytest.approx(interval(gain), rel=1e-5)
+
+
+def test_width_and_depth(found):
+    shapes = {}
+    for row in read("width_depth"):
+        shape = json.loads(row["model_options"])
+        one = shapes.setdefault((shape["hidden"], shape["depth"], row["seed"]), {})
+        one["D" if row["projection"] == "none" else int(row["d"])] = float(row["val_accuracy"])
+    at = {}
+    for key, one in shapes.items():
+        d = sorted(k for k in one if k != "D")
+        at[key] = first_crossing(d, isotonic([one[k] for k in d], [1] * len(d)), 0.9 * one["D"])
+    widths = [np.polyfit(range(4), [at[h, 1, s] for h in (50, 100, 200, 400)], 1)[0] for s in "012"]
+    depths = [np.polyfit(range(3), [at[200, n, s] for n in (1, 2, 3)], 1)[0] for s in "012"]
+    assert found["d_int90 rises with each doubling of the width"] == pytest.approx(interval(widths), rel=1e-5)
+    assert found["d_int90 rises with each layer more"] == pytest.approx(interval(depths), rel=1e-5)
+
+
+@pytest.mark.parametrize(("small", "own", "name"), [("f8", "f3", "MNIST"), ("f9", "f4", "CIFAR-10")])
+def test_small_networks_against_projected_ones(found, small, own, name):
+    leads = {}
+    for seed in "012":
+        rows = [row for row in read(own) + read(small) if row["seed"] == seed]
+        curve = {int(row["d"]): float(row["val_accuracy"]) for row in rows if row["projection"] == "hadamard"}
+        d = sorted(curve)
+        for row in rows:
+            if row["model"] == "small_lenet":
+                size = int(row["D"])
+                assert d[0] <= size <= d[-1]
+                line = np.interp(np.log(size), np.log(d), [curve[k] for k in d])
+                leads.setdefault(seed, []).append((size, float(row["val_accuracy"]) - line))
+    for low, high in ((250, 500), (500, 1000), (1000, 2000), (2000, 3000), (3000, 6000)):
+        for which, of in (("median", np.median), ("best", np.max)):
+            claim = f"the {which} small network above the projected LeNet, {name}, {low:,} to {high:,} weights"
+            gains = [of([lead for size, lead in leads[seed] if low <= size < high]) for seed in "012"]
+            assert found[claim] == pytest.approx(interval(gains), rel=1e-5)
+
+
+def test_the_readme_holds_the_claims_as_they_are_now():
+    from subspace_lib.study.findings import END, START, findings, table
+
+    text = (DATA / "README.md").read_text()
+    assert text.split(START)[1].split(END)[0] == table(findings()), "run python -m subspace_lib.study.findings"
