@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-import subprocess
+import os
 import time
 import traceback
 from collections import defaultdict
@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from subspace_lib.data import Data
 from subspace_lib.files import replaced_atomically
+from subspace_lib.processes import Unfinished, commit, die_with_parent
 from subspace_lib.study.records import Record, Spec, read_records, write_record, write_table
 from subspace_lib.study.runs import run
 from subspace_lib.tasks.datasets import load_dataset
@@ -30,7 +31,7 @@ LARGEST_GROUP = 32
 DASK_TIMEOUT = "10s"
 
 
-class SweepError(Exception):
+class SweepError(Unfinished):
     """Some runs failed; the message lists them. All others are recorded."""
 
 
@@ -93,7 +94,11 @@ def sweep(
         known = gather(records, table)
         missing = [spec for spec in specs if spec.key not in known]
         work = functools.partial(
-            _attempt, folder=records.resolve(), device=device, require_real=require_real, commit=_commit()
+            _attempt,
+            folder=records.resolve(),
+            device=device,
+            require_real=require_real,
+            commit=commit(Path(__file__).parent),
         )
         groups = _groups(missing, device)
         outcomes = _on_cluster(work, groups, dask) if dask else _in_processes(work, groups, jobs)
@@ -144,6 +149,13 @@ def _attempt(group: Sequence[Spec], *, folder: Path, device: str, require_real: 
                     outcome[spec.key] = f"{type(error).__name__}: {error}".splitlines()[0]
                     _note_failure(folder / f"{spec.key}.failed", spec)
     return outcome
+
+
+def _tied(work: Callable[[Sequence[Spec]], dict[str, str]], group: Sequence[Spec], *, parent: int) -> dict[str, str]:
+    """Do the work; a process of its own for it ends when ``parent`` does."""
+    if os.getpid() != parent:
+        die_with_parent(parent)
+    return work(group)
 
 
 def _note_failure(path: Path, spec: Spec) -> None:
@@ -202,6 +214,7 @@ def _in_processes(
     work: Callable[[Sequence[Spec]], dict[str, str]], groups: Sequence[list[Spec]], jobs: int
 ) -> Iterator[dict[str, str]]:
     """Outcomes as they come; a process that dies takes its own run with it, and the others are made all the same."""
+    work = functools.partial(_tied, work, parent=os.getpid())
     todo = list(groups)
     while todo:
         before = len(todo)
@@ -216,15 +229,3 @@ def _in_processes(
                 return
             tqdm.write("a process died (killed, or out of memory); going on with the runs that are left")
             time.sleep(1)
-
-
-def _commit() -> str:
-    """What git says of the library's checkout, or "unknown"."""
-    folder = Path(__file__).resolve().parent
-    try:
-        asked = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--exclude=*"], cwd=folder, capture_output=True, text=True
-        )
-    except OSError:
-        return "unknown"
-    return asked.stdout.strip() or "unknown"
