@@ -370,3 +370,17 @@ def test_the_status_page_says_what_ran_where(tmp_path: Path) -> None:
     assert len(last) == 5
     assert last[2].startswith("| [](first.ipynb) | 123 | full (stand-in images) | NVIDIA H200 |")
     assert last[4].startswith("Executed with python ") and f"torch {record['versions']['torch']}" in last[4]
+
+
+def test_a_ctrl_c_while_pytorch_is_imported_is_no_traceback() -> None:
+    code = (
+        "import sys\n"
+        "class Stop:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'torch': raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Stop())\n"
+        "from subspace_lib.__main__ import main\n"
+        "sys.exit(main(['data']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=book.ROOT)
+    assert (done.returncode, done.stderr) == (130, "stopped\n")
