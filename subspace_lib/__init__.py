@@ -9,7 +9,14 @@ if TYPE_CHECKING:
     from subspace_lib.diagnostics import diagnose
     from subspace_lib.intrinsic import intrinsic_dimension, search_intrinsic_dimension
     from subspace_lib.many import fit_many
-    from subspace_lib.projections import PROJECTIONS, LayerwiseProjection, Projection, make_projection, split_budget
+    from subspace_lib.projections import (
+        PROJECTIONS,
+        LayerwiseProjection,
+        MatrixProjection,
+        Projection,
+        make_projection,
+        split_budget,
+    )
     from subspace_lib.subspace import SubspaceModel, SubspaceOptimizer, count_parameters
     from subspace_lib.tasks.datasets import load_dataset
     from subspace_lib.tasks.models import MLP, LeNet, SmallLeNet, ToyProblem
@@ -28,6 +35,7 @@ __all__ = [
     "History",
     "LayerwiseProjection",
     "LeNet",
+    "MatrixProjection",
     "Projection",
     "SmallLeNet",
     "SubspaceModel",

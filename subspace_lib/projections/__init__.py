@@ -6,8 +6,10 @@ from typing import Any
 
 import torch
 
-from subspace_lib.projections.base import Projection
+from subspace_lib.projections.base import COMPOSED, Projection
+from subspace_lib.projections.compose import MatrixProjection, ProductProjection, ScaledProjection, SumProjection
 from subspace_lib.projections.dense import DenseProjection, OrthogonalProjection
+from subspace_lib.projections.identity import IdentityProjection
 from subspace_lib.projections.kronecker import KroneckerProjection
 from subspace_lib.projections.layerwise import LayerwiseProjection, split_budget
 from subspace_lib.projections.sharing import OneHotProjection
@@ -24,6 +26,7 @@ PROJECTIONS: dict[str, type[Projection]] = {
         FastfoodProjection,
         KroneckerProjection,
         OneHotProjection,
+        IdentityProjection,
     )
 }
 """The families by name."""
@@ -73,16 +76,23 @@ def make_projection(name: str, D: int, d: int, seed: int = 0, **options: Any) ->
 
 def from_recipe(recipe: dict[str, Any], dtype: torch.dtype) -> Projection:
     """Draw the projection that ``Projection.recipe`` describes."""
-    if recipe.get("name") == LayerwiseProjection.name:
-        return LayerwiseProjection([from_recipe(block, dtype) for block in recipe["blocks"]])
-    return make_projection(**recipe, dtype=dtype)
+    composed = COMPOSED.get(recipe.get("name", ""))
+    if composed is None:
+        return make_projection(**recipe, dtype=dtype)
+
+    def rebuilt(part: Any) -> Any:
+        if isinstance(part, dict):
+            return from_recipe(part, dtype)
+        return [rebuilt(one) for one in part] if isinstance(part, list) else part
+
+    P: Projection = composed(**{key: rebuilt(part) for key, part in recipe.items() if key in composed.option_names()})
+    return P
 
 
 def has_recipe(P: Projection) -> bool:
-    """Whether ``from_recipe`` can draw P again: it is of a known family, or made of blocks that are."""
-    if type(P) is LayerwiseProjection:
-        return all(isinstance(block, Projection) and has_recipe(block) for block in P.blocks)
-    return type(P) is PROJECTIONS.get(P.name)
+    """Whether ``from_recipe`` can draw P again: it is of a known family, or made of such by the algebra."""
+    known = PROJECTIONS | COMPOSED
+    return all(type(part) is known.get(part.name) for part in P.modules() if isinstance(part, Projection))
 
 
 __all__ = [
@@ -90,12 +100,17 @@ __all__ = [
     "DenseProjection",
     "FastfoodProjection",
     "HadamardProjection",
+    "IdentityProjection",
     "KroneckerProjection",
     "LayerwiseProjection",
+    "MatrixProjection",
     "OneHotProjection",
     "OrthogonalProjection",
+    "ProductProjection",
     "Projection",
+    "ScaledProjection",
     "SparseProjection",
+    "SumProjection",
     "from_recipe",
     "has_recipe",
     "make_projection",

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from subspace_lib.checks import integer
-from subspace_lib.projections.base import Projection
+from subspace_lib.projections.base import COMPOSED, Projection
+from subspace_lib.projections.compose import ComposedProjection, check_parts
 
 
-class LayerwiseProjection(Projection):
+class LayerwiseProjection(ComposedProjection):
     """A block-diagonal P: part i of z moves part i of the weights only.
 
     Parameters
@@ -40,21 +40,9 @@ class LayerwiseProjection(Projection):
     def __init__(self, blocks: Sequence[Projection]) -> None:
         if not blocks:
             raise ValueError("a layerwise projection needs at least one block, got none")
-        for block in blocks:
-            if not isinstance(block, Projection):
-                raise TypeError(f"every block must be a Projection, got {type(block).__name__}")
-            if (block.dtype, block.device) != (blocks[0].dtype, blocks[0].device):
-                raise ValueError(
-                    f"blocks must have one type and device, got {blocks[0].dtype} on {blocks[0].device} "
-                    f"and {block.dtype} on {block.device}"
-                )
-        super().__init__(sum(P.D for P in blocks), sum(P.d for P in blocks), dtype=blocks[0].dtype)
+        check_parts(*blocks)
+        super().__init__(sum(P.D for P in blocks), sum(P.d for P in blocks), 0, blocks)
         self.blocks = nn.ModuleList(blocks)
-        self.to(blocks[0].device)
-
-    def options(self) -> dict[str, Any]:
-        """The recipe of each block."""
-        return {"blocks": [block.recipe() for block in self._blocks()]}
 
     def _blocks(self) -> list[Projection]:
         return [block for block in self.blocks if isinstance(block, Projection)]
@@ -64,24 +52,24 @@ class LayerwiseProjection(Projection):
         parts = z.split([P.d for P in blocks], dim=-1)
         return torch.cat([P._multiply(part) for P, part in zip(blocks, parts, strict=True)], dim=-1)
 
-    def write(self, theta0: Tensor, z: Tensor, out: Tensor) -> None:
-        """Write theta0 + P z into ``out``, block by block."""
+    def _write(self, theta0: Tensor, z: Tensor, out: Tensor) -> None:
         blocks = self._blocks()
         rows, columns = [P.D for P in blocks], [P.d for P in blocks]
         for P, start, part, end in zip(blocks, theta0.split(rows), z.split(columns), out.split(rows), strict=True):
-            P.write(start, part, end)
+            P._write(start, part, end)
 
-    def pull(self, v: Tensor) -> Tensor:
-        """P^T v for a v that the caller gives up, block by block."""
+    def _pull(self, v: Tensor) -> Tensor:
         blocks = self._blocks()
         parts = v.split([P.D for P in blocks], dim=-1)
-        return torch.cat([P.pull(part) for P, part in zip(blocks, parts, strict=True)], dim=-1)
+        return torch.cat([P._pull(part) for P, part in zip(blocks, parts, strict=True)], dim=-1)
 
     def _multiply_transposed(self, v: Tensor) -> Tensor:
         blocks = self._blocks()
         parts = v.split([P.D for P in blocks], dim=-1)
         return torch.cat([P._multiply_transposed(part) for P, part in zip(blocks, parts, strict=True)], dim=-1)
 
+
+COMPOSED[LayerwiseProjection.name] = LayerwiseProjection
 
 RULES: dict[str, Callable[[int], float]] = {
     "proportional": lambda size: size,

@@ -15,7 +15,7 @@ from subspace_lib.many import fit_many
 from subspace_lib.memory import PeakMemory
 from subspace_lib.projections import LayerwiseProjection, Projection, make_projection
 from subspace_lib.study.records import Spec
-from subspace_lib.study.restated import RESTATED, Scaled, restate
+from subspace_lib.study.restated import RESTATED, restate
 from subspace_lib.subspace import SubspaceModel, count_parameters
 from subspace_lib.tasks.models import MLP, LeNet, SmallLeNet
 from subspace_lib.training import DivergedError, History, fit
@@ -112,7 +112,7 @@ def _make_projection(spec: Spec, net: nn.Module) -> Projection:
             raise ValueError(f"a split of d = {spec.d} over {len(sizes)} layers was expected, got {split}")
         blocks = (draw(D, d, seed * len(sizes) + layer) for layer, (D, d) in enumerate(zip(sizes, split, strict=True)))
         P = LayerwiseProjection(list(blocks))
-    return P if scale is None else Scaled(P, scale)
+    return P if scale is None else scale * P
 
 
 def _result(model: nn.Module, history: History, together: int) -> dict[str, Any]:
