@@ -8,7 +8,6 @@ if TYPE_CHECKING:
     from subspace_lib.data import Data
     from subspace_lib.diagnostics import diagnose
     from subspace_lib.intrinsic import intrinsic_dimension, search_intrinsic_dimension
-    from subspace_lib.many import fit_many
     from subspace_lib.projections import (
         PROJECTIONS,
         LayerwiseProjection,
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
     from subspace_lib.tasks.datasets import load_dataset
     from subspace_lib.tasks.models import MLP, LeNet, SmallLeNet, ToyProblem
     from subspace_lib.tasks.profiles import PROFILES, default_device, get_profile
-    from subspace_lib.training import DivergedError, History, evaluate, fit
+    from subspace_lib.training import DivergedError, History, evaluate, fit, fit_many
 
 __version__ = "0.1.0"
 
@@ -56,7 +55,7 @@ __all__ = [
 ]
 
 
-_ROOMS = ("projections", "subspace", "checkpoint", "data", "training", "many", "intrinsic", "diagnostics")
+_ROOMS = ("projections", "subspace", "checkpoint", "data", "training", "intrinsic", "diagnostics")
 _TASKS = ("tasks.models", "tasks.datasets", "tasks.profiles")
 
 
