@@ -11,6 +11,7 @@ from pathlib import Path
 from subspace_lib.files import replaced_atomically
 from subspace_lib.press.chapters import BookError, chapter_names
 from subspace_lib.press.execution import running_folder
+from subspace_lib.press.scripts import hoist_scripts, write_scripts
 from subspace_lib.press.status import CLEAN, status_tables
 from subspace_lib.processes import end, start, tied
 
@@ -56,6 +57,11 @@ def build_pages(root: Path, executed: Path) -> Path:
     started = time.monotonic()
     with running_folder(root / "_build") as folder:
         built = _jupyter_book(root, executed, folder, "html")
+        scripts = built / "_static" / "scripts"
+        for page in built.rglob("*.html"):
+            top = "/".join([".."] * (len(page.relative_to(built).parts) - 1)) or "."
+            text = hoist_scripts(page.read_text(encoding="utf-8"), scripts, f"{top}/_static/scripts")
+            page.write_text(text, encoding="utf-8")
         if html.exists():
             html.rename(folder / "old")
         built.rename(html)
@@ -141,6 +147,7 @@ def _browser() -> str:
 def assemble(root: Path, executed: Path, folder: Path) -> bool:
     """Put the book together in a new folder: its pages, and its chapters as executed; whether all of them were."""
     shutil.copytree(root / "book", folder)
+    write_scripts(root / "book", folder / "_static")
     names = chapter_names(folder)
     for name in names:
         clean = folder / CLEAN / f"{name}.ipynb"
