@@ -112,7 +112,7 @@ def test_the_pages_are_put_together_from_what_is_there(tmp_path: Path) -> None:
     (root / "book/status.md").write_text("# Status\n")
     assert not pages.assemble(root, executed, tmp_path / "one"), "the second was never executed"
     there = sorted(path.name for path in (tmp_path / "one").iterdir())
-    assert there == ["_toc.yml", "first.ipynb", "index.md", "notebooks", "second.ipynb", "status.md"]
+    assert there == ["_static", "_toc.yml", "first.ipynb", "index.md", "notebooks", "second.ipynb", "status.md"]
     assert (tmp_path / "one/first.ipynb").read_text() == "as it was executed, without a record"
     assert (tmp_path / "one/notebooks/first.ipynb").read_bytes() == (root / "book/first.ipynb").read_bytes()
     assert (tmp_path / "one/status.md").read_text().count("not executed") == 2

@@ -26,7 +26,7 @@ def terms_of(notation: str) -> list[tuple[str, str]]:
 
 def write_scripts(book: Path, static: Path) -> None:
     """Put the script, and the terms where the book has a page of them, into the folder that every page loads from."""
-    static.mkdir(exist_ok=True)
+    static.mkdir(parents=True, exist_ok=True)
     static.joinpath("book.js").write_text(SCRIPT.read_text(encoding="utf-8"), encoding="utf-8")
     notation = book / "notation.md"
     if notation.exists():
