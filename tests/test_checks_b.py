@@ -5,7 +5,9 @@ Of a chapter its imports and functions are run, and what its cells would have me
 
 import ast
 import contextlib
+import itertools
 import json
+import struct
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -30,8 +32,9 @@ MEASURED: dict[str, dict[str, Any]] = {
         "n": N,
         "best": {"bytes": 100, "train_error": 0.1},
         "d_shuffled": 400,
-        "HEADER": __import__("struct").Struct("<IBBf"),
+        "HEADER": struct.Struct("<IBBf"),
     },
+    "10": {},
 }
 
 
@@ -56,7 +59,7 @@ def world(number: str) -> dict[str, Any]:
 
 
 def best_of_sorted(values: Any, k: int) -> float:
-    draws = [max(draw) for draw in __import__("itertools").combinations(values, k)]
+    draws = [max(draw) for draw in itertools.combinations(values, k)]
     return sum(draws) / len(draws)
 
 
@@ -80,6 +83,12 @@ RIGHT = [
     ("09", 2, ("rounded",)),
     ("09", 3, (1.0,)),
     ("09", 3, (1.02,)),
+    ("10", 1, (7,)),
+    ("10", 1, (np.float64(7.0),)),
+    ("10", 2, (0.25, 33)),
+    ("10", 2, (torch.tensor(0.253), 34.0)),
+    ("10", 3, (lambda G, r: torch.linalg.svd(G).U[:, :r],)),
+    ("10", 3, (lambda G, r: torch.linalg.eigh(G @ G.T).eigenvectors[:, -r:],)),
 ]
 WRONG = [
     ("08", 1, (538,)),
@@ -96,6 +105,14 @@ WRONG = [
     ("09", 2, ("double",)),
     ("09", 3, (0.5,)),
     ("09", 3, (2.0,)),
+    ("10", 1, (6.29,)),
+    ("10", 1, (6,)),
+    ("10", 1, (8,)),
+    ("10", 2, (0.5, 33)),
+    ("10", 2, (0.25, 99)),
+    ("10", 2, (0.25, 32.5)),
+    ("10", 3, (lambda G, r: G[:, :r],)),
+    ("10", 3, (lambda G, r: torch.linalg.qr(G[:, 40 : 40 + r]).Q,)),
 ]
 
 
@@ -128,7 +145,15 @@ def test_a_wrong_answer_is_refused(
 
 @pytest.mark.parametrize(
     ("number", "cell"),
-    [("08", "solution-1"), ("08", "solution-2"), ("08", "solution-3"), ("09", "solution-1"), ("09", "solution-2")],
+    [
+        ("08", "solution-1"),
+        ("08", "solution-2"),
+        ("08", "solution-3"),
+        ("09", "solution-1"),
+        ("09", "solution-2"),
+        ("10", "solution-1"),
+        ("10", "solution-2"),
+    ],
 )
 def test_the_solutions_are_taken(number: str, cell: str, capsys: pytest.CaptureFixture[str]) -> None:
     exec(cells(number)[cell], dict(world(number)))
