@@ -1,4 +1,7 @@
-"""The command line: `python -m subspace_lib book`, `pdf`, `data`, `benchmark` or `sweep`."""
+"""The command line: `python -m subspace_lib book`, `execute`, `pdf`, `data`, `benchmark` or `sweep`.
+
+What a command needs is imported when it is chosen, so that a Ctrl-C finds us ready from the start.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,9 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from subspace_lib.press.build import DEVICES, ROOT, build_book
-from subspace_lib.press.chapters import BookError
-from subspace_lib.press.pages import print_book
-from subspace_lib.study.sweep import SweepError
-from subspace_lib.tasks.profiles import default_device, get_profile
+from subspace_lib.processes import Unfinished
+
+DEVICES = ("cpu", "cuda")
 
 
 class Parser(argparse.ArgumentParser):
@@ -27,13 +28,18 @@ class Parser(argparse.ArgumentParser):
 def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = Parser(prog="python -m subspace_lib", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{book,pdf,data,benchmark,sweep}")
+    names = "book,execute,pdf,data,benchmark,sweep"
+    commands = parser.add_subparsers(dest="command", required=True, metavar=f"{{{names}}}")
     book = commands.add_parser("book", help="execute the chapters and build the pages")
-    book.add_argument("--profile", default="quick", help="smoke, quick (the default) or full")
-    book.add_argument("--device", choices=DEVICES, help="by default the GPU if there is one")
-    only = "as 03_intrinsic_dimension; chapters that never ran run too"
-    book.add_argument("--only", nargs="+", default=[], metavar="CHAPTER", help=only)
-    book.add_argument("--jobs", type=int, help="chapters at a time; by default 2, on a GPU 1")
+    book.add_argument("--executed", type=Path, metavar="DIR", help="build from what `execute --out DIR` made; run none")
+    execute = commands.add_parser("execute", help="execute the chapters, without building pages")
+    execute.add_argument("--out", type=Path, default=Path("_build/executed"), help="folder of the executed chapters")
+    for command in (book, execute):
+        command.add_argument("--profile", default="quick", help="smoke, quick (the default) or full")
+        command.add_argument("--device", choices=DEVICES, help="by default the GPU if there is one")
+        command.add_argument("--only", nargs="+", default=[], metavar="CHAPTER", help="as 03_intrinsic_dimension")
+        command.add_argument("--jobs", type=int, help="chapters at a time; by default 2, on a GPU 1")
+        command.add_argument("--limit", type=float, default=3600, help="seconds for each chapter")
     commands.add_parser("pdf", help="print the chapters executed last as one PDF, with Chromium")
     benchmark = commands.add_parser("benchmark", help="measure what every projection costs")
     benchmark.add_argument("--device", choices=DEVICES, default="cpu", help="where to measure; by default the CPU")
@@ -68,7 +74,8 @@ def run_sweeps(
 ) -> None:
     """Make the runs of each experiment; only full-size runs of committed code enter the tables of results/."""
     from subspace_lib.study.experiments import EXPERIMENTS, experiment
-    from subspace_lib.study.sweep import commit, sweep
+    from subspace_lib.study.sweep import SweepError, code_commit, sweep
+    from subspace_lib.tasks.profiles import default_device, get_profile
 
     device = device or default_device()
     jobs = jobs if jobs is not None else (1 if device == "cuda" else os.cpu_count() or 1)
@@ -77,7 +84,7 @@ def run_sweeps(
     for name in EXPERIMENTS if experiments == ["all"] else experiments:
         specs = experiment(name, size, out / "results")
         full = profile == "full"
-        if full and not dirty and ((state := commit()) == "unknown" or state.endswith("-dirty")):
+        if full and not dirty and ((state := code_commit()) == "unknown" or state.endswith("-dirty")):
             raise ValueError(
                 f"the code of these runs would be in no commit ({state}); commit it, or say --dirty to record them so"
             )
@@ -93,27 +100,40 @@ def run_sweeps(
         raise SweepError("\n".join(failed))
 
 
+def run(chosen: argparse.Namespace) -> None:
+    """Run one command."""
+    if chosen.command in ("book", "execute"):
+        from subspace_lib.press import build
+
+        how = (chosen.profile, chosen.device, chosen.only, chosen.jobs, chosen.limit)
+        if chosen.command == "execute":
+            build.execute_chapters(chosen.out, *how)
+        elif chosen.executed:
+            build.pages_of(chosen.executed)
+        else:
+            build.build_book(*how)
+    elif chosen.command == "pdf":
+        from subspace_lib.press import build, pages
+
+        pages.print_book(build.ROOT)
+    elif chosen.command == "benchmark":
+        from subspace_lib.press.figures import write_benchmark_picture
+        from subspace_lib.study.benchmark import run_benchmark
+
+        print(write_benchmark_picture(run_benchmark(chosen.device, chosen.out)))
+    elif chosen.command == "sweep":
+        where = (chosen.device, chosen.jobs, chosen.dask, chosen.out, chosen.dirty)
+        run_sweeps(chosen.experiments, chosen.profile, *where)
+    else:
+        show_data()
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code: 0, 1 (a chapter or a run failed), 2 (bad input) or 130 (stopped)."""
-    chosen = read_arguments(arguments)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        if chosen.command == "book":
-            build_book(chosen.profile, chosen.device, chosen.only, chosen.jobs)
-        elif chosen.command == "pdf":
-            print_book(ROOT)
-        elif chosen.command == "benchmark":
-            from subspace_lib.press.figures import write_benchmark_picture
-            from subspace_lib.study.benchmark import run_benchmark
-
-            print(write_benchmark_picture(run_benchmark(chosen.device, chosen.out)))
-        elif chosen.command == "sweep":
-            run_sweeps(
-                chosen.experiments, chosen.profile, chosen.device, chosen.jobs, chosen.dask, chosen.out, chosen.dirty
-            )
-        else:
-            show_data()
-    except (BookError, SweepError) as error:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        run(read_arguments(arguments))
+    except Unfinished as error:
         print(error, file=sys.stderr)
         return 1
     except (ValueError, TypeError, OSError, MemoryError) as error:

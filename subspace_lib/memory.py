@@ -41,8 +41,7 @@ def explained_when_full() -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise torch.OutOfMemoryError(
-            'the GPU\'s memory is full; in a chapter take PROFILE = "quick" and restart the kernel, '
-            f"elsewhere a smaller batch_size or fewer runs at a time ({error})"
+            f"the GPU's memory is full; take a smaller batch_size, or fewer runs at a time ({error})"
         ) from None
 
 

@@ -1,5 +1,6 @@
 """The build: what it makes, what it keeps, and what it says when something is wrong."""
 
+import functools
 import json
 import os
 import re
@@ -14,7 +15,9 @@ import pytest
 
 from subspace_lib import __main__
 from subspace_lib.press import build as book
-from subspace_lib.press.chapters import BookError
+from subspace_lib.press import pages
+from subspace_lib.press.chapters import BookError, chapter_names, modules_of, record_of
+from subspace_lib.press.execution import running_folder
 from subspace_lib.press.status import status_tables, write_executions
 
 REPORT = 'import os\nprint(PROFILE, os.environ["SUBSPACE_DEVICE"], os.environ.get("SUBSPACE_OFFLINE"))'
@@ -29,7 +32,9 @@ def write_chapter(root: Path, name: str, *sources: str) -> None:
         cells.append(cell | {"outputs": [], "execution_count": None})
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     notebook = {"cells": cells, "metadata": kernel, "nbformat": 4, "nbformat_minor": 5}
-    (root / "book" / f"{name}.ipynb").write_text(json.dumps(notebook))
+    path = root / "book" / f"{name}.ipynb"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(notebook))
 
 
 def make_root(root: Path, **chapters: str) -> Path:
@@ -75,7 +80,7 @@ def test_a_book_from_first_build_to_failure(
     page = index.read_bytes()
     (root / "book/index.md").write_text("# Small\n\nSecond edition.\n")
     write_chapter(root, "first", REPORT, "# a comment\nraise KeyError('no such thing')")
-    monkeypatch.setattr(__main__, "build_book", lambda *given: book.build_book(*given, root=root))
+    monkeypatch.setattr(book, "build_book", functools.partial(book.build_book, root=root))
     assert __main__.main(["book", "--profile", "smoke", "--device", "cpu"]) == 1
     output = capsys.readouterr()
     assert "[2/2] second ... unchanged" in output.out
@@ -98,13 +103,21 @@ def test_a_warning_leaves_the_old_pages(tmp_path: Path) -> None:
     assert index.read_bytes() == page
 
 
-def test_a_removed_page_is_not_missed(tmp_path: Path) -> None:
+def test_the_pages_are_put_together_from_what_is_there(tmp_path: Path) -> None:
+    root = make_root(tmp_path / "root", first="1", second="2")
     executed = tmp_path / "executed"
     executed.mkdir()
-    root = make_root(tmp_path / "root")
     (executed / "gone.md").write_text("# Gone\n")
-    book.copy_pages(root / "book", executed, [])
-    assert sorted(path.name for path in executed.iterdir()) == ["_toc.yml", "index.md", "notebooks"]
+    (executed / "first.ipynb").write_text("as it was executed, without a record")
+    (root / "book/status.md").write_text("# Status\n")
+    assert not pages.assemble(root, executed, tmp_path / "one"), "the second was never executed"
+    there = sorted(path.name for path in (tmp_path / "one").iterdir())
+    assert there == ["_static", "_toc.yml", "first.ipynb", "index.md", "notebooks", "second.ipynb", "status.md"]
+    assert (tmp_path / "one/first.ipynb").read_text() == "as it was executed, without a record"
+    assert (tmp_path / "one/notebooks/first.ipynb").read_bytes() == (root / "book/first.ipynb").read_bytes()
+    assert (tmp_path / "one/status.md").read_text().count("not executed") == 2
+    (executed / "second.ipynb").write_text("")
+    assert pages.assemble(root, executed, tmp_path / "two")
 
 
 @pytest.mark.parametrize(
@@ -139,42 +152,160 @@ def test_a_chapter_without_profile_is_refused(tmp_path: Path) -> None:
         book.build_book(root=root)
 
 
-def test_the_digest_sees_what_matters(tmp_path: Path) -> None:
-    root = make_root(tmp_path, one="1")
-    (root / "subspace_lib/press").mkdir(parents=True)
+def make_library(root: Path, **modules: str) -> None:
+    """A library of these modules; ``a__b`` is the module b of the package a."""
+    for name, source in modules.items():
+        path = root.joinpath("subspace_lib", *name.split("__")).with_suffix(".py")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(source)
+        for folder in (root / "subspace_lib", path.parent):
+            (folder / "__init__.py").touch()
+    (root / "subspace_lib/__init__.py").write_text("if TYPE_CHECKING:\n    from subspace_lib.one import f\n")
+
+
+def test_the_digest_follows_imports(tmp_path: Path) -> None:
+    root = make_root(tmp_path, chapter="def late():\n    from subspace_lib import f")
+    write_chapter(tmp_path, "other", "import subspace_lib.deep.below as b", "%matplotlib inline\n")
+    make_library(
+        root, one="from subspace_lib.deep import below", two="import subspace_lib.one", deep__below="import os"
+    )
+    make_library(root, deep__aside="")
     (root / "data/results").mkdir(parents=True)
-    seen = [book.digest_of(root, "one", ["smoke"]), book.digest_of(root, "one", ["quick"])]
-    for path in ("subspace_lib/new.py", "data/results/f1.csv", "book/one.ipynb"):
-        (root / path).write_text("{}")
-        seen.append(book.digest_of(root, "one", ["quick"]))
-    assert len(set(seen)) == len(seen)
-    (root / "subspace_lib/press/build.py").write_text("")
-    (root / "book/index.md").write_text("")
-    assert book.digest_of(root, "one", ["quick"]) == seen[-1]
+
+    def digest(name: str, circumstance: str = "quick") -> str:
+        return book.digest_of(root, name, [circumstance])
+
+    def changes(path: str) -> tuple[bool, bool]:
+        before = digest("chapter"), digest("other")
+        (root / path).write_text(f"{(root / path).read_text() if (root / path).exists() else ''}\n")
+        return digest("chapter") != before[0], digest("other") != before[1]
+
+    assert digest("chapter") != digest("chapter", "smoke")
+    assert changes("subspace_lib/one.py") == (True, True), "a magic may import anything"
+    write_chapter(tmp_path, "other", "import subspace_lib.deep.below as b")
+    assert changes("subspace_lib/one.py") == (True, False)
+    assert changes("subspace_lib/deep/below.py") == (True, True)
+    assert changes("subspace_lib/deep/__init__.py") == (True, True)
+    assert changes("subspace_lib/deep/aside.py") == (False, False)
+    assert changes("subspace_lib/two.py") == (False, False)
+    assert changes("book/index.md") == (False, False)
+    assert changes("book/chapter.ipynb") == (True, False)
+    assert changes("data/results/f1.csv") == (True, True)
+    write_chapter(tmp_path, "other", "import subspace_lib")
+    assert changes("subspace_lib/two.py") == (False, True)
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_a_stopped_build_leaves_nothing_behind(tmp_path: Path, how: signal.Signals) -> None:
-    marker = tmp_path / "kernel"
-    sleeping = f"import os, pathlib, time\npathlib.Path({str(marker)!r}).write_text(str(os.getpid()))\ntime.sleep(60)"
-    root = make_root(tmp_path / "root", sleeping=sleeping)
+def test_the_chapters_of_this_book_depend_on_what_they_import() -> None:
+    kilobyte = {path.name for path in modules_of(book.ROOT, book.ROOT / "book/09_a_network_in_a_kilobyte.ipynb")}
+    assert {"subspace.py", "training.py", "records.py", "transforms.py", "standins.py", "figures.py"} <= kilobyte
+    assert not {"build.py", "execution.py", "__main__.py", "sweep.py", "scorecard.py"} & kilobyte
+
+
+def test_what_fails_is_said_and_the_others_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SUBSPACE_DATA", "somewhere")
+    uses = "from subspace_lib.tasks.datasets import _note, data_folder\nprint(data_folder())\n"
+    root = make_root(
+        tmp_path / "root",
+        dead="import os\nos.kill(os.getpid(), 9)",
+        late="import time\ntime.sleep(60)",
+        never="1",
+        wrong="raise KeyError('no such thing')",
+        **{"part/good": uses + "_note('mnist'); _note('cifar10-standin'); _note('cifar10-standin')"},
+    )
+    out = tmp_path / "out"
+    with pytest.raises(BookError) as failed:
+        book.execute_chapters(out, "smoke", "cpu", only=["wrong", "dead", "part/good"], jobs=3, root=root)
+    said = str(failed.value)
+    assert "[4/5] wrong failed after" in said and "code cell 2: raise KeyError" in said and "'no such thing'" in said
+    assert re.search(r"dead failed.*\n  code cell 2: import os\n  .*DeadKernelError", said)
+    assert len(said.splitlines()) == 8
+    with pytest.raises(BookError, match=r"late failed after 1\d s\n(?s:.*)\n  it took longer than its 15 s"):
+        book.execute_chapters(out, "smoke", "cpu", only=["late"], limit=15, root=root)
+    assert sorted(path.name for path in out.glob("*")) == [
+        ".running.lock",
+        *(f"{name}.failed.ipynb" for name in ("dead", "late")),
+        "part",
+        "wrong.failed.ipynb",
+    ]
+    notebook = json.loads((out / "part/good.ipynb").read_text())
+    assert str(tmp_path / "somewhere") in json.dumps(notebook["cells"][-1]["outputs"])
+    assert notebook["metadata"]["subspace"]["standins"] == ["cifar10-standin"]
+    assert notebook["metadata"]["kernelspec"]["name"] == "python3"
+
+
+def test_pages_from_chapters_executed_elsewhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = "print(6 * 7)"
+    root = make_root(tmp_path / "root", **{"part/first": source, "second": source, "third": source})
+    elsewhere = tmp_path / "elsewhere"
+    with pytest.raises(ValueError, match="no executed chapter in .*elsewhere; run"):
+        book.pages_of(elsewhere, root)
+    book.execute_chapters(elsewhere, "smoke", "cpu", only=["part/first"], root=root)
+    assert "[2/3] second ... was never executed" in capsys.readouterr().out
+    foreign = json.loads((elsewhere / "part/first.ipynb").read_text())
+    del foreign["metadata"]["subspace"]
+    (root / "_build/executed").mkdir(parents=True)
+    (root / "_build/executed/second.ipynb").write_text(json.dumps(foreign))
+    index = book.pages_of(elsewhere, root)
+    assert "never executed stand as they are written" in capsys.readouterr().out
+    assert "42" in (index.parent / "part/first.html").read_text()
+    assert "42" not in (index.parent / "third.html").read_text()
+
+
+def test_a_broken_chapter_is_named(tmp_path: Path) -> None:
+    root = make_root(tmp_path, first="1")
+    for text in ("{", "[]", '{"cells": [1]}'):
+        (root / "book/first.ipynb").write_text(text)
+        with pytest.raises(ValueError, match=r"book/first\.ipynb is not a notebook"):
+            book.execute_chapters(tmp_path / "out", root=root)
+
+
+def test_a_dead_builds_folder_is_cleared_and_a_live_ones_is_not(tmp_path: Path) -> None:
+    (tmp_path / "running-dead").mkdir()
+    (tmp_path / "running-dead" / "left").touch()
+    with running_folder(tmp_path) as first, running_folder(tmp_path) as second:
+        assert first.is_dir() and second.is_dir() and first != second
+        assert not (tmp_path / "running-dead").exists()
+    assert list(tmp_path.glob("running-*")) == []
+
+
+def start_build(root: Path) -> subprocess.Popen[str]:
+    """A build of that checkout, as the command line starts it."""
     code = (
         "import functools, pathlib, signal, sys; from subspace_lib import __main__\n"
         "from subspace_lib.press import build as book\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored, if the tests run in the background\n"
         "book.find_standins = lambda: []\n"
-        "__main__.build_book = functools.partial(book.build_book, root=pathlib.Path(sys.argv[1]))\n"
+        "book.build_book = functools.partial(book.build_book, root=pathlib.Path(sys.argv[1]))\n"
         "sys.exit(__main__.main(['book', '--device', 'cpu']))"
     )
-    process = subprocess.Popen([sys.executable, "-c", code, root], stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen([sys.executable, "-c", code, root], stderr=subprocess.PIPE, text=True)
+
+
+SLEEP = "import time\ntime.sleep(60)"
+HOLD = "import ctypes\nctypes.PyDLL(None).sleep(60)  # and lets nothing else of this interpreter run"
+
+
+@pytest.mark.parametrize(
+    ("how", "busy"), [(signal.SIGINT, HOLD), (signal.SIGTERM, SLEEP), (signal.SIGKILL, SLEEP), (signal.SIGKILL, HOLD)]
+)
+def test_a_stopped_build_leaves_nothing_behind(tmp_path: Path, how: signal.Signals, busy: str) -> None:
+    marker = tmp_path / "kernel"
+    noting = f"import os, pathlib\npathlib.Path({str(marker)!r}).write_text(f'{{os.getpid()}} {{os.getppid()}}')\n"
+    root = make_root(tmp_path / "root", busy=noting + busy)
+    process = start_build(root)
     wait_until(lambda: marker.exists() and marker.read_text() != "")
-    kernel = int(marker.read_text())
+    pids = [int(pid) for pid in marker.read_text().split()]
     process.send_signal(how)
-    assert process.communicate(timeout=20)[1] == "stopped\n"
-    assert process.returncode == 130
+    said = process.communicate(timeout=20)[1]
+    wait_until(lambda: not any(map(is_running, pids)), seconds=10)
+    if how == signal.SIGKILL:
+        with running_folder(root / "_build" / "executed"):
+            pass  # as the next build does
+    else:
+        assert (process.returncode, said) == (130, "stopped\n")
     assert list((root / "_build").rglob("*.ipynb")) == []
-    assert list((root / "_build").glob("running-*")) == []
-    wait_until(lambda: not is_running(kernel))
+    assert list((root / "_build").rglob("running-*")) == []
 
 
 def is_running(pid: int) -> bool:
@@ -198,16 +329,16 @@ def wait_until(condition: Callable[[], bool], seconds: float = 30) -> None:
 def test_contents_that_name_what_is_not_there(tmp_path: Path) -> None:
     (tmp_path / "_toc.yml").write_text("root: index\nchapters: [{file: index}]\n")
     with pytest.raises(ValueError, match="names 'index', but book/ has no index.ipynb or index.md"):
-        book.chapter_names(tmp_path)
+        chapter_names(tmp_path)
     (tmp_path / "_toc.yml").write_text("root: [")
     with pytest.raises(ValueError, match="_toc.yml is not YAML"):
-        book.chapter_names(tmp_path)
+        chapter_names(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["{}", "[]", "{", '{"metadata": {}}'])
 def test_damaged_executed_chapter_counts_as_never_executed(text: str, tmp_path: Path) -> None:
     (tmp_path / "01.ipynb").write_text(text)
-    assert book.stored_digest(tmp_path, "01") is None
+    assert record_of(tmp_path, "01") is None
 
 
 def test_the_status_page_says_what_ran_where(tmp_path: Path) -> None:
@@ -227,13 +358,29 @@ def test_the_status_page_says_what_ran_where(tmp_path: Path) -> None:
     assert clean == (root / "book/first.ipynb").read_bytes()
     assert executed == (root / "_build/executed/first.ipynb").read_bytes()
 
-    write_executions(gpu, root / "_build/executed", ["first"])
+    write_executions(gpu, {"first": record})
+    assert not gpu.exists(), "it ran on a CPU"
+    on_gpu = record | {"profile": "full", "device": "NVIDIA H200", "standins": ["mnist-standin"], "seconds": 123.4}
+    write_executions(gpu, {"gone": on_gpu})
+    write_executions(gpu, {"first": on_gpu, "second": record})
     kept = json.loads(gpu.read_text())
-    assert kept == {"first": {key: value for key, value in record.items() if key != "digest"}}
-    kept["first"] |= {"profile": "full", "device": "NVIDIA H200", "standins": ["mnist-standin"], "seconds": 123.4}
-    gpu.write_text(json.dumps(kept))
+    assert list(kept) == ["gone", "first"] and "digest" not in kept["first"] and kept["first"]["seconds"] == 123.4
     text = status_tables(root / "_build/executed", ["first"], gpu)
     last = text.split("## The last build on a GPU")[1].split("\n## ")[0].strip().splitlines()
     assert len(last) == 5
     assert last[2].startswith("| [](first.ipynb) | 123 | full (stand-in images) | NVIDIA H200 |")
     assert last[4].startswith("Executed with python ") and f"torch {record['versions']['torch']}" in last[4]
+
+
+def test_a_ctrl_c_while_pytorch_is_imported_is_no_traceback() -> None:
+    code = (
+        "import sys\n"
+        "class Stop:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'torch': raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Stop())\n"
+        "from subspace_lib.__main__ import main\n"
+        "sys.exit(main(['data']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=book.ROOT)
+    assert (done.returncode, done.stderr) == (130, "stopped\n")

@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from subspace_lib.press.build import chapter_names
-from subspace_lib.press.chapters import PARAMETERS
+from subspace_lib.press.chapters import PARAMETER, chapter_names
 from subspace_lib.press.times import PLACEHOLDER
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -94,7 +93,7 @@ def test_parameters(path: Path) -> None:
     assert tagged == [first], "the first code cell, and only that, is tagged parameters"
     assignments = ast.parse(first["source"]).body
     assert all(isinstance(line, ast.Assign) and len(line.targets) == 1 for line in assignments)
-    assert tuple(ast.unparse(line.targets[0]) for line in assignments) == PARAMETERS
+    assert tuple(ast.unparse(line.targets[0]) for line in assignments) == (PARAMETER,)
     assert ast.literal_eval(assignments[0].value) == "quick"
     assert first["metadata"]["nbmake"] == {"mock": {"PROFILE": "smoke"}}
 

@@ -37,10 +37,12 @@ def data():
     return Data(train=(x[:400], y[:400]), val=(x[400:500], y[400:500]), test=(x[500:], y[500:]))
 
 
-@pytest.mark.parametrize(("name", "options"), [*((name, {}) for name in PROJECTIONS), ("dense", {"store": False})])
+@pytest.mark.parametrize(
+    ("name", "options"), [(name, one) for name in PROJECTIONS for one in PROJECTIONS[name].variants]
+)
 @pytest.mark.parametrize(("dtype", "rtol"), [(torch.float64, 1e-5), (torch.float32, 1e-4)])
 def test_same_P(name, options, dtype, rtol):
-    D, d = 1314, 70
+    D, d = 1314, 1314 if PROJECTIONS[name].square else 70
     here = make_projection(name, D, d, seed=3, dtype=dtype, **options)
     there = make_projection(name, D, d, seed=3, dtype=dtype, **options).to(DEVICE)
     z, v = numbers(2, d, dtype=dtype), numbers(2, D, dtype=dtype)
@@ -59,7 +61,8 @@ def test_same_steps(name):
     for device in ("cpu", DEVICE):
         torch.manual_seed(0)
         net = MLP(20).to(device)
-        P = make_projection(name, count_parameters(net), 30).to(device)
+        D = count_parameters(net)
+        P = make_projection(name, D, D if PROJECTIONS[name].square else 30).to(device)
         optimizer = SubspaceOptimizer(net, P, torch.optim.Adam, lr=1e-2)
         for step in range(5):
             optimizer.zero_grad()

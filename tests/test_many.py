@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from subspace_lib import MLP, Data, DivergedError, SubspaceModel, count_parameters, fit, fit_many, make_projection
@@ -93,3 +94,100 @@ def test_bad_input(data):
         fit_many([SubspaceModel(nn.Linear(8, 2), make_projection("dense", 18, 4))], data, epochs=1, lr=0.1)
     with pytest.raises(ValueError, match="lr must be a positive number, got -1"):
         fit_many(models(with_batch_norm, RUNS[:1]), data, epochs=1, lr=[-1])
+
+
+def alike(make, count=2, d=6):
+    D = count_parameters(make(0))
+    return [SubspaceModel(make(0), make_projection("one_hot", D, d, 0)) for _ in range(count)]
+
+
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.cell, self.head = nn.GRU(4, 5, batch_first=True), nn.Linear(5, 3)
+
+    def forward(self, x):
+        return self.head(self.cell(x.view(-1, 2, 4))[0][:, -1])
+
+
+class Branching(nn.Linear):
+    def forward(self, x):
+        scores = super().forward(x)
+        return scores if scores.sum() > 0 else -scores
+
+
+class Unbranched(nn.Linear):
+    def forward(self, x):
+        return super().forward(x if x.sum() > 0 else -x)  # of the batch, which all runs share
+
+
+def test_dropout_draws_for_every_run_on_its_own(data):
+    def make(seed):
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Linear(8, 16), nn.Dropout(0.5), nn.Linear(16, 3))
+
+    bare = Data(data.train, None)
+    torch.manual_seed(0)
+    first, second = fit_many(alike(make), bare, epochs=1, lr=0.02)
+    assert first.train_loss != second.train_loss
+    torch.manual_seed(0)
+    again = fit_many(alike(make), bare, epochs=1, lr=0.02)
+    assert [first.train_loss, second.train_loss] == [one.train_loss for one in again]
+
+
+@pytest.mark.parametrize(
+    ("make", "why"), [(lambda seed: Recurrent(), "gru"), (lambda seed: Branching(8, 3), "data-dependent")]
+)
+def test_what_cannot_run_side_by_side_is_sent_to_fit(make, why, data):
+    runs = alike(make)
+    with pytest.raises(ValueError, match=rf"fit_many cannot run this \w+ side by side; use fit for each: .*{why}"):
+        fit_many(runs, data, epochs=1, lr=0.02)
+    assert all(not model.z.any() for model in runs)
+    assert math.isfinite(fit(runs[0], data, epochs=1, lr=0.02).val_loss[1])
+
+
+def test_a_branch_on_the_batch_serves_all(data):
+    ours, other = alike(lambda seed: Unbranched(8, 3)), alike(lambda seed: Unbranched(8, 3))
+    for model, again in zip(ours, other, strict=True):
+        again.theta0.copy_(model.theta0)
+    history = fit_many(ours, data, epochs=1, lr=0.02)[0]
+    assert history.train_loss == pytest.approx(fit(other[0], data, epochs=1, lr=0.02).train_loss, rel=1e-4)
+
+
+def test_regression_batches_metric_and_schedule_as_in_fit(data):
+    def make(seed):
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Linear(8, 4), nn.Tanh(), nn.Linear(4, 2))
+
+    x = data.train[0]
+    batches = [(rows, rows[:, :2] - 1) for rows in x.split(90)]
+    regression = Data(train=batches, val=(x, x[:, :2] - 1), test=batches)
+    together, alone = models(make, RUNS[:2]), models(make, RUNS[:2])
+    seen = []
+    options = {"loss": F.mse_loss, "metric": F.l1_loss, "schedule": lambda done: 1 - done}
+    histories = fit_many(together, regression, epochs=3, lr=0.05, on_epoch=seen.append, **options)
+    for ours, other in zip(histories, alone, strict=True):
+        theirs = fit(other, regression, epochs=3, lr=0.05, **options)
+        assert ours.train_loss == pytest.approx(theirs.train_loss, rel=1e-4)
+        assert ours.val_accuracy == pytest.approx(theirs.val_accuracy, rel=1e-4)
+        assert (ours.test_loss, ours.test_accuracy) == pytest.approx((theirs.test_loss, theirs.test_accuracy), rel=1e-4)
+        assert sum(one is ours for one in seen) == 3
+
+
+def test_an_interrupted_sweep_keeps_what_every_run_learnt(data):
+    def interrupt(history):
+        if len(history.train_loss) == 3:
+            raise KeyboardInterrupt
+
+    together, alone = models(with_batch_norm, RUNS[:2]), models(with_batch_norm, RUNS[:2])
+    with pytest.raises(KeyboardInterrupt):
+        fit_many(together, data, epochs=9, lr=0.01, on_epoch=interrupt)
+    fit_many(alone, data, epochs=2, lr=0.01)
+    for model, other in zip(together, alone, strict=True):
+        torch.testing.assert_close(model.z, other.z)
+
+
+def test_a_last_batch_of_one_with_batch_norm(data):
+    few = Data((data.train[0][:129], data.train[1][:129]), None)
+    with pytest.raises(ValueError, match="batch_size = 128 leaves one row for the last batch"):
+        fit_many(models(with_batch_norm, RUNS[:2]), few, epochs=1, lr=0.02)

@@ -172,6 +172,23 @@ def test_figures_and_answers_are_there_without_javascript(name: str, browser: An
     page.context.close()
 
 
+@pages
+def test_no_code_stands_inside_a_page(name: str) -> None:
+    """So that a server may send ``script-src 'self'``; tests/test_scripts.py opens a page of such a server."""
+    text = (HTML / name).read_text(encoding="utf-8")
+    inline = [code for attributes, code in re.findall(r"(?s)<script([^>]*)>(.*?)</script>", text) if code.strip()]
+    assert inline == []
+    assert re.findall(r"<[a-z]+\b[^>]* on[a-z]+=", re.sub(r"(?s)<pre.*?</pre>", "", text)) == []
+
+
+def test_no_formula_is_a_tab_stop(browser: Any) -> None:
+    page = browser.new_page()
+    page.goto((HTML / "notation.html").as_uri(), wait_until="load")
+    page.wait_for_selector("mjx-container")
+    assert page.locator("mjx-container[tabindex]").count() == 0
+    page.close()
+
+
 def test_search_needs_no_network(browser: Any) -> None:
     page = browser.new_page()
     page.route(re.compile("^(?!file:|data:|blob:)"), lambda route: route.abort())

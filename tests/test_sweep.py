@@ -484,12 +484,12 @@ def test_a_changed_library_makes_no_recorded_runs_unless_told(tmp_path, monkeypa
     swept = []
     monkeypatch.setattr(sweep, "sweep", lambda specs, *_, **__: swept.append(len(specs)) or {})
     for state in ("1234567-dirty", "unknown"):
-        monkeypatch.setattr(sweep, "commit", lambda state=state: state)
+        monkeypatch.setattr(sweep, "code_commit", lambda state=state: state)
         assert main(["sweep", "lr", "--out", str(tmp_path)]) == 2
         assert f"error: the code of these runs would be in no commit ({state})" in capsys.readouterr().err
     assert main(["sweep", "lr", "--profile", "smoke", "--out", str(tmp_path)]) == 0
     assert main(["sweep", "lr", "--dirty", "--out", str(tmp_path)]) == 0
-    monkeypatch.setattr(sweep, "commit", lambda: "1234567")
+    monkeypatch.setattr(sweep, "code_commit", lambda: "1234567")
     assert main(["sweep", "lr", "--out", str(tmp_path)]) == 0
     assert len(swept) == 3
 
@@ -503,15 +503,15 @@ def test_the_commit_is_that_of_the_code_and_says_if_it_was_changed(tmp_path, mon
     module.parent.mkdir(parents=True)
     module.write_text("first")
     monkeypatch.setattr(sweep, "__file__", str(module))
-    assert sweep.commit() == "unknown"
+    assert sweep.code_commit() == "unknown"
     git("init", "-q")
     git("add", ".")
     git("commit", "-qm", "first")
     clean = git("rev-parse", "--short", "HEAD").strip()
     (tmp_path / "table.csv").write_text("a sweep's own table is no code")
-    assert sweep.commit() == clean
+    assert sweep.code_commit() == clean
     module.write_text("second")
-    assert sweep.commit() == f"{clean}-dirty"
+    assert sweep.code_commit() == f"{clean}-dirty"
 
 
 RATE_COLUMNS = ("dataset", "model", "projection", "d", "lr", "val_loss")

@@ -1,16 +1,24 @@
 """The training loop: what it promises about curves, seeds, stopping and bad input."""
 
+import importlib
+import inspect
 import math
+import multiprocessing
+import pickle
+import pkgutil
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+import subspace_lib
 from subspace_lib import (
     MLP,
     Data,
     DivergedError,
+    History,
     SubspaceModel,
     SubspaceOptimizer,
     count_parameters,
@@ -158,17 +166,45 @@ def test_labels_without_an_output_are_refused(data):
     ("options", "words"),
     [
         ({"batch_size": 601}, "batch_size = 601 is larger than the training set of 600; use at most 600"),
-        ({"batch_size": 0}, "batch_size must be an integer of at least 1, got 0"),
-        ({"epochs": 0}, "epochs must be an integer of at least 1, got 0"),
-        ({"epochs": 1.5}, "epochs must be an integer of at least 1, got 1.5"),
-        ({"patience": 0}, "patience must be an integer of at least 1, got 0"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"epochs": 0}, "epochs must be at least 1, got 0"),
+        ({"epochs": 1.5}, "epochs must be an integer, got 1.5 of type float"),
+        ({"patience": 0}, "patience must be at least 1, got 0"),
+        ({"seed": -1}, "seed must lie between 0 and 4294967295, got -1"),
+        ({"seed": 2**32}, "seed must lie between 0 and 4294967295, got 4294967296"),
         ({"lr": 0}, "lr must be a positive number, got 0"),
         ({"lr": math.nan}, "lr must be a positive number, got nan"),
     ],
 )
 def test_bad_numbers(options, words, data):
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises((TypeError, ValueError), match=words):
         fit(network(), data, **{"epochs": 1, "lr": 0.1} | options)
+
+
+def test_the_curve_of_recorded_runs_to_the_last_bit(data):
+    """The same batches, steps and weights as a loop that knows nothing of the library."""
+    (x, y), (xv, yv) = data.train, data.val
+    ours, theirs = MLP(8, 5, classes=3), MLP(8, 5, classes=3)
+    theirs.load_state_dict(ours.state_dict())
+    optimizer = torch.optim.Adam(theirs.parameters(), lr=0.003, fused=True)
+    generator = torch.Generator().manual_seed(3)
+    train, accuracies, weights = [], [], []
+    for _ in range(4):
+        total = torch.zeros(())
+        for rows in torch.randperm(600, generator=generator).split(128):
+            loss = F.cross_entropy(theirs(x[rows]), y[rows])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            total += loss.detach() * len(rows)
+        train.append(total.item() / 600)
+        accuracies.append((theirs(xv).argmax(1) == yv).sum().item() / 300)
+        weights.append([p.detach().clone() for p in theirs.parameters()])
+    history = fit(ours, data, epochs=4, lr=0.003, seed=3)
+    assert history.train_loss == train
+    assert history.val_accuracy[1:] == pytest.approx(accuracies, rel=1e-15)
+    for p, best in zip(ours.parameters(), weights[history.best_epoch - 1], strict=True):
+        assert torch.equal(p, best)
 
 
 def test_a_model_without_parameters(data):
@@ -181,3 +217,365 @@ def test_the_optimizer_form_is_what_fit_uses(data, monkeypatch):
     original = SubspaceOptimizer.step
     monkeypatch.setattr(SubspaceOptimizer, "step", lambda self, *a: steps.append(1) or original(self, *a))
     assert fit(projected(), data, epochs=1, lr=0.1).steps == len(steps)
+
+
+# ---- losses, metrics, schedules, batches ----
+
+
+def line(n=96):
+    x = torch.linspace(-1, 1, n)[:, None]
+    return x, 3 * x - 1
+
+
+def in_a_subspace(net, d=None, seed=0):
+    D = count_parameters(net)
+    return SubspaceModel(net, make_projection("orthogonal", D, d or D, seed))
+
+
+@pytest.mark.parametrize("make", [lambda: nn.Linear(1, 1), lambda: in_a_subspace(nn.Linear(1, 1))])
+def test_regression_against_the_line(make):
+    data = Data(train=line(), val=line(30), test=line(20))
+    model = make()
+    history = fit(model, data, epochs=60, lr=0.1, batch_size=32, loss=F.mse_loss)
+    assert model(torch.tensor([[0.5]])).item() == pytest.approx(0.5, abs=1e-2)
+    assert history.val_accuracy == [] and math.isnan(history.best_accuracy) and history.test_accuracy is None
+    assert history.test_loss == pytest.approx(F.mse_loss(model(data.test[0]), data.test[1]).item(), rel=1e-4)
+    history = fit(make(), data, epochs=1, lr=0.1, batch_size=32, loss=F.mse_loss, metric=F.l1_loss)
+    assert len(history.val_accuracy) == 2
+    assert history.test_accuracy > 0
+
+
+def test_a_metric_is_weighted_by_the_size_of_its_batch():
+    net, (x, y) = nn.Linear(1, 1), line()
+    found = evaluate(net, x, y, batch_size=7, loss=F.mse_loss, metric=F.l1_loss)
+    assert found == pytest.approx((F.mse_loss(net(x), y).item(), F.l1_loss(net(x), y).item()), rel=1e-5)
+    assert found == pytest.approx(
+        evaluate(net, [(x[:50], y[:50]), (x[50:], y[50:])], loss=F.mse_loss, metric=lambda o, t: float(F.l1_loss(o, t)))
+    )
+    assert math.isnan(evaluate(net, x, y, loss=F.mse_loss)[1])
+
+
+def of_tokens(outputs, targets):
+    return F.cross_entropy(outputs.flatten(0, 1), targets.flatten())
+
+
+def of_next(outputs, targets):
+    return (outputs.argmax(-1) == targets).float().mean()
+
+
+@pytest.mark.parametrize("project", [lambda net: net, in_a_subspace])
+def test_tokens(project):
+    tokens = torch.arange(60).reshape(6, 10) % 5
+    pair = tokens[:, :-1], tokens[:, 1:]
+    model = project(nn.Sequential(nn.Embedding(5, 8), nn.Linear(8, 5)))
+    history = fit(model, Data(pair, pair), epochs=30, lr=0.1, batch_size=2, loss=of_tokens, metric=of_next)
+    assert history.best_accuracy == 1
+    padded = pair[1].clone()
+    padded[:, 0] = -100
+    fit(model, Data((pair[0], padded), None), epochs=1, lr=0.1, batch_size=2, loss=of_tokens)
+    channels = nn.Sequential(nn.Embedding(5, 8), nn.Linear(8, 5), Turned())
+    assert fit(channels, Data((pair[0], padded), None), epochs=30, lr=0.1, batch_size=2).train_loss[-1] < 0.1
+
+
+class Turned(nn.Module):
+    def forward(self, x):
+        return x.transpose(1, 2)
+
+
+def test_class_probabilities_are_cross_entropys_other_targets(data):
+    x, y = data.train
+    net = network()
+    soft = fit(net, Data((x, F.one_hot(y).float()), (x, F.one_hot(y).float())), epochs=3, lr=0.02)
+    hard = fit(network(), Data((x, y), (x, y)), epochs=3, lr=0.02)
+    assert soft.train_loss == pytest.approx(hard.train_loss, rel=1e-4)
+    assert soft.val_accuracy == hard.val_accuracy
+
+
+@pytest.mark.parametrize("project", [lambda net: net, in_a_subspace])
+def test_the_schedule_sets_the_rate_of_every_step(project):
+    asked = []
+
+    def halved(done):
+        asked.append(done)
+        return 0.5**done
+
+    data = Data(train=line(), val=None)
+    ours, theirs = (project(nn.Linear(1, 1)) for _ in range(2))
+    theirs.load_state_dict(ours.state_dict())
+    fit(ours, data, epochs=3, lr=0.1, batch_size=40, loss=F.mse_loss, schedule=halved, optimizer_class=torch.optim.SGD)
+    assert asked == pytest.approx([step / 9 for step in range(9)])
+    order = torch.Generator().manual_seed(0)
+    step = 0
+    for _ in range(3):
+        for rows in torch.randperm(96, generator=order).split(40):
+            theirs.zero_grad()
+            F.mse_loss(theirs(data.train[0][rows]), data.train[1][rows]).backward()
+            with torch.no_grad():
+                for p in theirs.parameters():
+                    p -= 0.1 * 0.5 ** (step / 9) * p.grad
+            step += 1
+    for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(p, q)
+
+
+@pytest.mark.parametrize("share", [-0.1, math.nan, math.inf])
+def test_a_schedule_that_leaves_the_positive_numbers(share):
+    with pytest.raises(ValueError, match="schedule must give a share of lr, 0 or more, got"):
+        fit(
+            nn.Linear(1, 1),
+            Data(line(), None),
+            epochs=1,
+            lr=0.1,
+            batch_size=9,
+            loss=F.mse_loss,
+            schedule=lambda _: share,
+        )
+
+
+class Once:
+    """Batches from one iterator: nothing in the second epoch."""
+
+    def __init__(self, batches):
+        self.batches = iter(batches)
+
+    def __iter__(self):
+        return self.batches
+
+
+@pytest.mark.parametrize("make", [network, projected])
+def test_batches_train_as_their_tensors_do(make, data):
+    x, y = data.train
+    rows = list(torch.randperm(600, generator=torch.Generator().manual_seed(4)).split(100))
+    batches = Data(train=[(x[r], y[r]) for r in rows], val=[data.val])
+    model = make()
+    found = fit(model, batches, epochs=1, lr=0.02)
+    assert found.train_loss == fit(make(), data, epochs=1, lr=0.02, seed=4, batch_size=100).train_loss
+    assert found.val_accuracy[1] == evaluate(model, [data.val])[1] == evaluate(model, *data.val)[1]
+
+
+def test_a_dataloader(data):
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*data.train), batch_size=50, shuffle=True)
+    history = fit(network(), Data(loader, loader, loader), epochs=4, lr=0.02, schedule=lambda done: 1 - done)
+    assert history.test_accuracy > 0.9
+    assert history.steps == 4 * 12
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        (lambda x, y: torch.utils.data.TensorDataset(x, y), "a batch is a tuple, allowed a pair .* into a DataLoader"),
+        (lambda x, y: [x, y], "a batch is a Tensor, allowed a pair of tensors"),
+        (lambda x, y: [{"x": x, "y": y}], "a batch is a dict, allowed a pair of tensors"),
+        (lambda x, y: [(x, y[:5])], "of equally many rows"),
+        (lambda x, y: [], "a list gave no row"),
+        (lambda x, y: Once([(x, y)] * 2), "a Once gave no row; batches must be there in every epoch anew"),
+    ],
+)
+def test_what_are_no_batches(rows, words, data):
+    with pytest.raises((TypeError, ValueError), match=words):
+        fit(network(), Data(rows(*data.train), None), epochs=3, lr=0.02)
+
+
+# ---- what does not fit together is refused before the first epoch ----
+
+
+class Says(nn.Module):
+    """A network that gives its outputs in another form."""
+
+    def __init__(self, form):
+        super().__init__()
+        self.linear, self.form = nn.Linear(8, 3), form
+
+    def forward(self, x):
+        return self.form(self.linear(x))
+
+
+@pytest.mark.parametrize("project", [lambda net: net, in_a_subspace])
+@pytest.mark.parametrize("form", [lambda o: {"logits": o}, lambda o: (None, o)])
+def test_outputs_that_are_no_tensor(project, form, data):
+    with pytest.raises(TypeError, match=r"gives a (dict|tuple), .* pass loss=, a function of \(outputs, targets\)"):
+        fit(project(Says(form)), data, epochs=1, lr=0.02)
+
+    def loss(outputs, targets):
+        return F.cross_entropy(outputs["logits"] if isinstance(outputs, dict) else outputs[1], targets)
+
+    assert math.isfinite(fit(project(Says(form)), data, epochs=1, lr=0.02, loss=loss).val_loss[1])
+
+
+@pytest.mark.parametrize(
+    ("inputs", "targets", "options", "words"),
+    [
+        (
+            torch.uint8,
+            torch.long,
+            {},
+            r"inputs are torch.uint8, the weights torch.float32, .* for instance x.float\(\)",
+        ),
+        (torch.half, torch.long, {}, r"inputs are torch.float16, the weights torch.float32"),
+        (torch.float, torch.float, {}, r"train labels are torch.float32 of shape \(600,\).*F.mse_loss"),
+        (
+            torch.float,
+            torch.long,
+            {"loss": lambda o, t: F.cross_entropy(o, t, reduction="none")},
+            r"gives shape \(2,\)",
+        ),
+        (torch.float, torch.long, {"loss": lambda o, t: 3.0}, "the loss gives float, allowed a tensor of one number"),
+    ],
+)
+def test_what_does_not_fit_together(inputs, targets, options, words, data):
+    x, y = data.train
+    for make in (network, projected):
+        with pytest.raises((TypeError, ValueError), match=words):
+            fit(make(), Data((x.to(inputs), y.to(targets)), None), epochs=1, lr=0.02, **options)
+
+
+def test_shapes_that_broadcast_are_refused():
+    x, y = line()
+    for loss in (F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss):
+        with pytest.raises(ValueError, match=r"outputs have shape \(2, 1\) and targets \(2,\) .*; give both one shape"):
+            fit(nn.Linear(1, 1), Data((x, y[:, 0]), None), epochs=1, lr=0.1, batch_size=32, loss=loss)
+    with pytest.raises(ValueError, match=r"for tokens pass loss=lambda outputs, targets"):
+        tokens = torch.arange(40).reshape(4, 10) % 5
+        net = nn.Sequential(nn.Embedding(5, 8), nn.Linear(8, 5))
+        fit(net, Data((tokens, tokens), None), epochs=1, lr=0.1, batch_size=2)
+
+
+@pytest.mark.parametrize("project", [lambda net: net, in_a_subspace])
+def test_a_last_batch_of_one_with_batch_norm(project):
+    x, y = blobs(129)
+    model = project(network())
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(
+        ValueError, match="batch_size = 128 leaves one row for the last batch: .* take another batch_size"
+    ):
+        fit(model, Data((x, y), None), epochs=1, lr=0.1)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    fit(model, Data((x, y), None), epochs=1, lr=0.1, batch_size=127)
+    assert fit(MLP(8, 5, classes=3), Data((x, y), None), epochs=1, lr=0.1).steps == 2
+
+
+@pytest.mark.parametrize("project", [lambda net: net, in_a_subspace])
+def test_the_batch_that_is_tried_leaves_no_trace(project, data):
+    torch.manual_seed(0)
+    model = project(nn.Sequential(*network(), nn.Dropout(0.5)))
+    torch.manual_seed(1)
+    seen = []
+    fit(model, data, epochs=1, lr=0.1, batch_size=600, on_epoch=lambda history: seen.append(torch.rand(1)))
+    torch.manual_seed(1)
+    torch.empty(600, 3).bernoulli_(0.5)
+    assert torch.equal(seen[0], torch.rand(1))
+
+
+# ---- modes, interruptions, divergence, numbers that are missing ----
+
+
+@pytest.mark.parametrize("project", [lambda net: net, in_a_subspace])
+def test_batch_norm_that_rests_stays_so_and_modes_are_kept(project, data):
+    net = network()
+    net[1].eval()
+    model = project(net)
+    norm = (model.net if isinstance(model, SubspaceModel) else model)[1]
+    before = norm.running_mean.clone()
+    fit(model, data, epochs=2, lr=0.05)
+    assert torch.equal(norm.running_mean, before)
+    assert model.training and not norm.training
+    model.eval()  # the whole network: that is how evaluation left it, and training trains it
+    fit(model, Data(data.train, None), epochs=1, lr=0.05)
+    assert not torch.equal(norm.running_mean, before)
+    assert not model.training
+
+
+@pytest.mark.parametrize("project", [lambda net: net, in_a_subspace])
+def test_an_interrupted_run_keeps_what_it_learnt(project, data):
+    def interrupt(history):
+        if len(history.train_loss) == 4:
+            raise KeyboardInterrupt
+
+    torch.manual_seed(0)
+    model, other = project(network()), project(network())
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, data, epochs=100, lr=0.02, on_epoch=interrupt)
+    three = fit(other, data, epochs=3, lr=0.02)
+    assert three.best_epoch == 3
+    assert evaluate(model, *data.val) == evaluate(other, *data.val)
+
+
+@pytest.mark.parametrize("project", [lambda net: net, in_a_subspace])
+def test_interrupted_in_its_first_epoch_it_keeps_that_too(project, data):
+    done = []
+
+    def loss(outputs, targets):
+        done.append(1)
+        if len(done) == 60:
+            raise KeyboardInterrupt
+        return F.cross_entropy(outputs, targets)
+
+    model = project(network())
+    before, _ = evaluate(model, *data.train)
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, Data(data.train, None), epochs=1, lr=0.05, batch_size=10, loss=loss)
+    assert evaluate(model, *data.train)[0] < 0.7 * before
+
+
+def test_numbers_missing_from_the_test_set_are_no_accuracy(data):
+    bad = Data(data.train, data.val, (data.test[0] * math.nan, data.test[1]))
+    with pytest.warns(UserWarning, match="the test loss is nan: look for infinite or missing values in the test data"):
+        history = fit(network(), bad, epochs=1, lr=0.02)
+    assert math.isnan(history.test_accuracy)
+    assert all(map(math.isnan, evaluate(network(), *bad.test)))
+
+
+def test_nothing_to_evaluate_on(data):
+    with pytest.raises(ValueError, match="there is no row to evaluate on"):
+        evaluate(network(), data.val[0][:0], data.val[1][:0])
+
+
+def test_numbers_of_numpy_are_numbers(data):
+    options = {"epochs": np.int64(2), "seed": np.uint8(3), "batch_size": np.int16(100), "patience": np.int8(5)}
+    first = fit(projected(), data, lr=np.float32(0.02), **options)
+    again = fit(projected(), data, epochs=2, seed=3, batch_size=100, patience=5, lr=float(np.float32(0.02)))
+    assert first.train_loss == again.train_loss
+
+
+def test_divergence_is_what_the_history_says(data):
+    with pytest.raises(DivergedError) as caught:
+        fit(projected(), data, epochs=3, lr=1e30)
+    assert caught.value.history.diverged and len(caught.value.history.train_loss) == 1
+
+
+# ---- exceptions and results cross processes ----
+
+EXAMPLES = {"message": "words", "history": History(train_loss=[1.0, math.inf], diverged=True)}
+"""Arguments, by name, for the exceptions of the package that take some of their own."""
+
+
+def exceptions_of_the_package():
+    rooms = [
+        importlib.import_module(room.name)
+        for room in pkgutil.walk_packages(subspace_lib.__path__, "subspace_lib.")
+        if not room.name.endswith(("__main__", "testing"))
+    ]
+    found = {value for room in rooms for value in vars(room).values() if isinstance(value, type)}
+    return sorted(
+        (one for one in found if issubclass(one, BaseException) and one.__module__.startswith("subspace_lib")),
+        key=lambda one: one.__name__,
+    )
+
+
+def raised(exception):
+    raise exception
+
+
+@pytest.mark.parametrize("kind", exceptions_of_the_package())
+def test_exceptions_cross_processes(kind):
+    written = "__init__" in vars(kind)  # in Python; the others take any words
+    error = kind(*[EXAMPLES[name] for name in inspect.signature(kind).parameters] if written else ["words"])
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is kind and str(again) == str(error) and vars(again) == vars(error)
+
+
+def test_a_run_that_diverges_in_a_pool_says_so():
+    error = DivergedError("words", EXAMPLES["history"])
+    with multiprocessing.get_context("spawn").Pool(1) as pool, pytest.raises(DivergedError, match="^words$") as caught:
+        pool.apply(raised, (error,))
+    assert caught.value.history == EXAMPLES["history"]

@@ -1,119 +1,178 @@
-"""One chapter: its parameters, its execution by papermill, and what is kept of it."""
+"""The chapters: which there are, what each depends on, and what is recorded of its execution."""
 
 from __future__ import annotations
 
+import ast
+import functools
+import hashlib
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from subspace_lib.press.times import write_times
+from subspace_lib.processes import Unfinished
 
-PARAMETERS = ("PROFILE",)
-CELL_TIMEOUT = 3600
+PARAMETER = "PROFILE"
+LIBRARY = "subspace_lib"
 
 
-class BookError(Exception):
+class BookError(Unfinished):
     """A chapter failed, or the pages did not build; the message says which one and why."""
 
 
-@dataclass
-class Run:
-    """A chapter that is being executed."""
+def chapter_names(book: Path) -> list[str]:
+    """The notebooks of the table of contents, in its order.
 
-    name: str
-    notebook: Path
-    log: Path
-    process: subprocess.Popen[bytes]
-    started: float
+    Raises
+    ------
+    ValueError
+        If it cannot be read, or names what is not there.
+    """
+    import yaml
 
-    @property
-    def seconds(self) -> float:
-        """Seconds since the start."""
-        return time.monotonic() - self.started
+    def files(node: Any) -> Iterable[str]:
+        if isinstance(node, dict):
+            yield from [node["file"]] if "file" in node else []
+            yield from (name for value in node.values() for name in files(value))
+        elif isinstance(node, list):
+            yield from (name for item in node for name in files(item))
 
-
-def check_parameters(chapter: Path) -> None:
-    """Refuse a chapter without PROFILE: papermill would only warn, and the profile change nothing."""
-    from papermill import inspect_notebook
-
-    found = inspect_notebook(str(chapter))
-    for parameter in PARAMETERS:
-        if parameter not in found:
-            raise ValueError(f"chapter {chapter.stem} has no cell tagged 'parameters' that sets {parameter}")
-
-
-def start(chapter: Path, profile: str, environment: Mapping[str, str], folder: Path) -> Run:
-    """Start papermill on a chapter, in a session of its own, so that a Ctrl-C reaches us and we end it."""
-    notebook, log = folder / chapter.name, folder / f"{chapter.stem}.log"
-    command = [sys.executable, "-m", "papermill", str(chapter), str(notebook), "--no-progress-bar"]
-    command += ["-k", "python3", "--cwd", str(chapter.parent), "--execution-timeout", str(CELL_TIMEOUT)]
-    command += ["-r", "PROFILE", profile]
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
-        )
-    return Run(chapter.stem, notebook, log, process, time.monotonic())
-
-
-def stop(running: Iterable[Run]) -> None:
-    """End what still runs; papermill ends its kernel on the way."""
-    for run in running:
-        run.process.terminate()
-    for run in running:
-        try:
-            run.process.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            os.killpg(run.process.pid, signal.SIGKILL)
-            run.process.wait()
-
-
-def keep(run: Run, executed: Path, record: Mapping[str, Any]) -> None:
-    """Hide papermill's own cell, note what ran where, and put the notebook in its place."""
-    notebook = read_notebook(run.notebook)
-    for cell in notebook["cells"]:
-        if is_injected(cell):
-            cell["metadata"]["tags"].append("remove-cell")
-    write_times(notebook, run.seconds, record["profile"], record["device"])
-    notebook["metadata"]["subspace"] = dict(record)
-    run.notebook.write_text(json.dumps(notebook, indent=1, ensure_ascii=False), encoding="utf-8")
-    run.notebook.replace(executed / run.notebook.name)
-    (executed / f"{run.name}.failed.ipynb").unlink(missing_ok=True)
-
-
-def explain(run: Run, executed: Path) -> str:
-    """Where and why a chapter failed, on three lines; its notebook is kept beside the good ones."""
-    message = (run.log.read_text(errors="replace").strip() or "no output").splitlines()[-1]
-    if not run.notebook.exists():
-        return f"  {message}"
-    code = [cell for cell in read_notebook(run.notebook)["cells"] if cell["cell_type"] == "code"]
-    where = "before its first cell"
-    for number, cell in enumerate((cell for cell in code if not is_injected(cell)), start=1):
-        if cell["metadata"].get("papermill", {}).get("status") in ("failed", "running"):
-            where = f"code cell {number}: {''.join(cell['source']).strip().splitlines()[0]}"
-            errors = [output for output in cell["outputs"] if output["output_type"] == "error"]
-            if errors:
-                message = f"{errors[-1]['ename']}: {errors[-1]['evalue']}".splitlines()[0]
-    kept = executed / f"{run.name}.failed.ipynb"
-    run.notebook.replace(kept)
-    return f"  {where}\n  {message}\n  the notebook as far as it came: {kept}"
+    try:
+        contents = yaml.safe_load((book / "_toc.yml").read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"book/_toc.yml is not YAML: {' '.join(str(error).split())}") from None
+    names = list(files(contents))
+    for name in names:
+        if not any((book / f"{name}{ending}").is_file() for ending in (".ipynb", ".md")):
+            raise ValueError(f"book/_toc.yml names {name!r}, but book/ has no {name}.ipynb or {name}.md; add one")
+    return [name for name in names if (book / f"{name}.ipynb").is_file()]
 
 
 def read_notebook(path: Path) -> dict[str, Any]:
-    """The notebook as plain dictionaries."""
+    """The notebook as plain dictionaries.
+
+    Raises
+    ------
+    ValueError
+        If it is none; the message names it.
+    """
     try:
         notebook: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not a notebook: {error}") from None
+        for cell in notebook["cells"]:
+            cell["metadata"], cell["cell_type"], "".join(cell["source"])
+    except (ValueError, LookupError, TypeError) as error:
+        raise ValueError(f"{path} is not a notebook: {type(error).__name__}: {error}") from None
     return notebook
 
 
 def is_injected(cell: Mapping[str, Any]) -> bool:
     """Whether papermill put the cell in to set the parameters."""
     return "injected-parameters" in cell["metadata"].get("tags", [])
+
+
+def check_parameters(chapter: Path) -> None:
+    """Refuse a chapter without PROFILE: papermill would only warn, and the profile change nothing.
+
+    Raises
+    ------
+    ValueError
+        If no cell tagged ``parameters`` sets it, or the file is no notebook.
+    """
+    cells = read_notebook(chapter)["cells"]
+    parameters = [_tree("".join(cell["source"])) for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
+    names = {node.id for tree in parameters for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    if PARAMETER not in names:
+        raise ValueError(f"chapter {chapter.stem} has no cell tagged 'parameters' that sets {PARAMETER}")
+
+
+def record_of(executed: Path, name: str) -> dict[str, Any] | None:
+    """What was recorded when a chapter was last executed into this folder; None if that is not known."""
+    try:
+        record = read_notebook(executed / f"{name}.ipynb")["metadata"]["subspace"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def digest_of(root: Path, name: str, circumstances: Iterable[str]) -> str:
+    """One word that changes when anything changes that a chapter's outputs depend on.
+
+    That is its text, the modules of the library that it imports, directly or through others, and the tables of data/.
+    """
+    chapter = root / "book" / f"{name}.ipynb"
+    files = [chapter, *modules_of(root, chapter)]
+    for folder in ("results", "published"):
+        files += [path for path in sorted((root / "data" / folder).rglob("*")) if path.is_file()]
+    digest = hashlib.sha256("\n".join(circumstances).encode())
+    for path in files:
+        digest.update(f"\n{path.relative_to(root).as_posix()}\n".encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def modules_of(root: Path, chapter: Path) -> list[Path]:
+    """The files of the library that a chapter imports, directly or through others, found in their source."""
+    code = [cell for cell in read_notebook(chapter)["cells"] if cell["cell_type"] == "code"]
+    waiting = [path for cell in code for path in _imported(root, _tree("".join(cell["source"])))]
+    seen: set[tuple[Path, bool]] = set()
+    while waiting:
+        path, follow = here = waiting.pop()
+        if follow and here not in seen:
+            waiting += _imported(root, _parsed(path, path.stat().st_mtime_ns))
+        seen.add(here)
+    return sorted({path for path, _ in seen})
+
+
+def _imported(root: Path, tree: ast.Module) -> Iterator[tuple[Path, bool]]:
+    """What a piece of source imports of the library; for each file, whether what it imports itself counts too."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield from _module(root, alias.name)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                yield from _name(root, node.module, alias.name)
+
+
+def _module(root: Path, dotted: str) -> Iterator[tuple[Path, bool]]:
+    """A module, and the packages that it lies in; of the library itself, with every name in it, all."""
+    if dotted == LIBRARY:
+        yield from ((path, False) for path in sorted((root / LIBRARY).rglob("*.py")))
+    elif dotted.startswith(f"{LIBRARY}."):
+        path = root.joinpath(*dotted.split("."))
+        file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+        packages = [folder / "__init__.py" for folder in path.parents if folder.is_relative_to(root / LIBRARY)]
+        yield from ((package, False) for package in packages if package.is_file())
+        if file.is_file():
+            yield file, True
+
+
+def _name(root: Path, module: str, name: str) -> Iterator[tuple[Path, bool]]:
+    """A name out of a module: where a package only hands it on, from where it comes."""
+    path = root.joinpath(*module.split("."))
+    if module.split(".")[0] != LIBRARY:
+        return
+    if (path / name).is_dir() or (path / f"{name}.py").is_file():
+        yield from _module(root, f"{module}.{name}")
+    elif (package := path / "__init__.py").is_file():
+        yield package, False
+        tree = _parsed(package, package.stat().st_mtime_ns)
+        handed = [
+            n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and name in {a.name for a in n.names}
+        ]
+        for source in handed or [module]:
+            yield from _module(root, source or module)
+    else:
+        yield from _module(root, module)
+
+
+@functools.lru_cache(maxsize=256)
+def _parsed(path: Path, changed: int) -> ast.Module:
+    return _tree(path.read_text(encoding="utf-8"))
+
+
+def _tree(source: str) -> ast.Module:
+    """The syntax of a cell or module; of what is no Python, a magic of IPython for one, that it may import all."""
+    try:
+        return ast.parse(source)
+    except SyntaxError:
+        return ast.parse(f"import {LIBRARY}")

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from subspace_lib.files import replaced_atomically
-from subspace_lib.press.chapters import BookError
+from subspace_lib.press.chapters import BookError, chapter_names
+from subspace_lib.press.execution import running_folder
+from subspace_lib.press.scripts import hoist_scripts, write_scripts
+from subspace_lib.press.status import CLEAN, status_tables
+from subspace_lib.processes import end, start, tied
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
@@ -43,20 +45,26 @@ NUMBER = '<div style="font-size: 8px; width: 100%; text-align: center"><span cla
 def build_pages(root: Path, executed: Path) -> Path:
     """Build the pages strictly, and put them in the place of the old ones only if that succeeds.
 
+    While there are chapters that were never executed, warnings are let pass: such a chapter stands as it is written,
+    and its figures, to which others refer, are not there.
+
     Raises
     ------
     BookError
         If there is a warning or an error; the old pages are still there.
     """
-    html, old = root / "_build" / "html", root / "_build" / "html.old"
+    html = root / "_build" / "html"
     started = time.monotonic()
-    with TemporaryDirectory(prefix="running-", dir=root / "_build") as folder:
-        built = _jupyter_book(root, executed, Path(folder), "html")
-        shutil.rmtree(old, ignore_errors=True)
+    with running_folder(root / "_build") as folder:
+        built = _jupyter_book(root, executed, folder, "html")
+        scripts = built / "_static" / "scripts"
+        for page in built.rglob("*.html"):
+            top = "/".join([".."] * (len(page.relative_to(built).parts) - 1)) or "."
+            text = hoist_scripts(page.read_text(encoding="utf-8"), scripts, f"{top}/_static/scripts")
+            page.write_text(text, encoding="utf-8")
         if html.exists():
-            html.rename(old)
+            html.rename(folder / "old")
         built.rename(html)
-        shutil.rmtree(old, ignore_errors=True)
     index = html / "index.html"
     print(f"pages ... {time.monotonic() - started:.0f} s\n\nThe book is in {index}", flush=True)
     print(f"Open that file in a browser, or: python -m webbrowser {index.as_uri()}", flush=True)
@@ -80,8 +88,8 @@ def print_book(root: Path) -> Path:
         raise ValueError(f"no built book in {root / '_build' / 'html'}; run `make book` first")
     _browser()
     started = time.monotonic()
-    with TemporaryDirectory(prefix="running-", dir=root / "_build") as folder:
-        print_page(_jupyter_book(root, executed, Path(folder), "singlehtml") / "index.html", pdf)
+    with running_folder(root / "_build") as folder:
+        print_page(_jupyter_book(root, executed, folder, "singlehtml") / "index.html", pdf)
     print(f"pdf ... {time.monotonic() - started:.0f} s\n\nThe book is in {pdf}", flush=True)
     return pdf
 
@@ -136,13 +144,39 @@ def _browser() -> str:
     return executable
 
 
+def assemble(root: Path, executed: Path, folder: Path) -> bool:
+    """Put the book together in a new folder: its pages, and its chapters as executed; whether all of them were."""
+    shutil.copytree(root / "book", folder)
+    write_scripts(root / "book", folder / "_static")
+    names = chapter_names(folder)
+    for name in names:
+        clean = folder / CLEAN / f"{name}.ipynb"
+        clean.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(folder / f"{name}.ipynb", clean)
+    there = [name for name in names if (executed / f"{name}.ipynb").is_file()]
+    for name in there:
+        shutil.copy2(executed / f"{name}.ipynb", folder / f"{name}.ipynb")
+    if (status := folder / "status.md").exists():
+        tables = status_tables(executed, names, root / "data" / "executions_cuda.json")
+        status.write_text(status.read_text(encoding="utf-8") + tables, encoding="utf-8")
+    return there == names
+
+
 def _jupyter_book(root: Path, executed: Path, folder: Path, builder: str) -> Path:
-    command = [str(Path(sys.executable).with_name("jupyter-book")), "build", str(executed)]
-    command += ["--config", str(root / "_config.yml"), "--path-output", str(folder)]
-    command += ["--builder", builder, "-W", "-n", "--keep-going"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        lines = re.sub(r"\x1b\[[\d;]*m", "", done.stdout + done.stderr).strip().splitlines()
+    complete = assemble(root, executed, folder / "book")
+    if not complete:
+        print("pages ... chapters that were never executed stand as they are written", flush=True)
+    command = tied("jupyter_book.cli.main:main", "build", str(folder / "book"), "--config", str(root / "_config.yml"))
+    command += ["--path-output", str(folder), "--builder", builder, "-n", "--keep-going", *(["-W"] if complete else [])]
+    log = folder / "log"
+    with log.open("wb") as output:
+        process = start(command, os.environ, output)
+    try:
+        process.wait()
+    finally:
+        end([process])
+    if process.returncode != 0:
+        lines = re.sub(r"\x1b\[[\d;]*m", "", log.read_text(encoding="utf-8", errors="replace")).strip().splitlines()
         problems = [line for line in lines if "WARNING" in line or "ERROR" in line] or lines
         raise BookError("\n  ".join(["the pages did not build", *problems[-10:]]))
     return folder / "_build" / builder

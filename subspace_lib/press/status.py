@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from subspace_lib.files import replaced_atomically
-from subspace_lib.press.chapters import read_notebook
+from subspace_lib.press.chapters import record_of
 
+Executions = dict[str, dict[str, Any]]
 HEADER = """
 | chapter | seconds | profile | device | date | commit |
 | --- | ---: | --- | --- | --- | --- |
@@ -22,16 +23,30 @@ CLEAN = "notebooks"
 """Folder beside the executed chapters with the same chapters as they are in the repository, without outputs."""
 
 
-def write_executions(path: Path, executed: Path, names: Iterable[str]) -> None:
-    """Write what ran where of these chapters to a file that the repository keeps.
+def write_executions(path: Path, records: Mapping[str, Mapping[str, Any]]) -> None:
+    """Add those of these records that are of the full size on a GPU to a file that the repository keeps.
 
     Raises
     ------
     OSError
         If the file cannot be written.
     """
-    with replaced_atomically(path) as temporary:
-        temporary.write_text(json.dumps(_executions(executed, names), indent=1) + "\n", encoding="utf-8")
+    new = {
+        name: {key: value for key, value in record.items() if key != "digest"}
+        for name, record in records.items()
+        if record["profile"] == "full" and record["device"] != "cpu"
+    }
+    if new:
+        with replaced_atomically(path) as temporary:
+            temporary.write_text(json.dumps(recorded_executions(path) | new, indent=1) + "\n", encoding="utf-8")
+
+
+def recorded_executions(path: Path) -> Executions:
+    """What ``write_executions`` wrote; empty where there is nothing yet."""
+    if not path.exists():
+        return {}
+    found: Executions = json.loads(path.read_text(encoding="utf-8"))
+    return found
 
 
 def status_tables(executed: Path, names: Iterable[str], gpu: Path) -> str:
@@ -46,30 +61,32 @@ def status_tables(executed: Path, names: Iterable[str], gpu: Path) -> str:
     gpu : Path
         The file of ``write_executions``; it need not exist.
     """
-    recorded = json.loads(gpu.read_text(encoding="utf-8")) if gpu.exists() else {}
-    last = _table(recorded) if recorded else "\nNo GPU has executed the book yet.\n"
+    names = list(names)
+    last = {name: record for name, record in recorded_executions(gpu).items() if name in names}
     files = "".join(
         f"| []({name}.ipynb) | {{download}}`to run <{CLEAN}/{name}.ipynb>` | {{download}}`results <{name}.ipynb>` |\n"
         for name in names
     )
     return (
-        f"\n## This build\n{_table(_executions(executed, names))}\n## The last build on a GPU\n{last}"
+        f"\n## This build\n{_table({name: record_of(executed, name) for name in names})}"
+        f"\n## The last build on a GPU\n{_table(last) if last else GPU_NONE}"
         f"\n## Notebooks to take away\n{DOWNLOADS}{files}"
     )
 
 
-def _executions(executed: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
-    found = {name: read_notebook(executed / f"{name}.ipynb")["metadata"]["subspace"] for name in names}
-    return {name: {key: value for key, value in record.items() if key != "digest"} for name, record in found.items()}
+GPU_NONE = "\nNo GPU has executed the book yet.\n"
 
 
-def _table(executions: Mapping[str, Mapping[str, Any]]) -> str:
+def _table(executions: Mapping[str, Mapping[str, Any] | None]) -> str:
     lines = "".join(_line(name, record) for name, record in executions.items())
-    versions = {", ".join(f"{name} {version}" for name, version in r["versions"].items()) for r in executions.values()}
-    return f"{HEADER}{lines}\nExecuted with {'; or '.join(sorted(versions))}.\n"
+    known = [record["versions"] for record in executions.values() if record]
+    versions = {", ".join(f"{name} {version}" for name, version in each.items()) for each in known}
+    return f"{HEADER}{lines}\n" + (f"Executed with {'; or '.join(sorted(versions))}.\n" if versions else "")
 
 
-def _line(name: str, record: Mapping[str, Any]) -> str:
+def _line(name: str, record: Mapping[str, Any] | None) -> str:
+    if record is None:
+        return f"| []({name}.ipynb) | | not executed | | | |\n"
     profile = record["profile"] + (" (stand-in images)" if record["standins"] else "")
     date = record["date"].split("T")[0]
     cells = (f"[]({name}.ipynb)", f"{record['seconds']:.0f}", profile, record["device"], date)

@@ -14,16 +14,13 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
+from subspace_lib.press.scripts import SCRIPT
+
 Value = TypeVar("Value")
 LIMIT_BYTES = 300_000
 _numbers = itertools.count(1)
 
-_SHOW = (
-    "const w=this.closest('.subspace-slider');"
-    "w.querySelectorAll('img').forEach((f,i)=>{f.hidden=i!=this.value});"
-    "const t=w.querySelectorAll('img')[this.value].dataset.label;"
-    "w.querySelector('output').value=t;this.setAttribute('aria-valuetext',t);"
-)
+_MARKED = "<style>.subspace-formats .marked{outline:3px solid;outline-offset:-3px;font-weight:700}</style>"
 _ALL = "<noscript><style>.subspace-slider img[hidden]{display:inline!important}</style></noscript>"
 
 
@@ -72,7 +69,7 @@ class FrameSlider(Generic[Value]):
         self.draw, self.label, self.alt, self.format, self.start = draw, label, alt, format, start
         self.labels = [format.format(value) for value in values]
         self.alts = [self._say(value) for value in values]
-        self.frames = [_png(draw(value)) for value in values]
+        self.frames = _png(*(draw(value) for value in values))
         size = sum(map(len, self.frames))
         if size > LIMIT_BYTES:
             raise ValueError(
@@ -108,7 +105,7 @@ class FrameSlider(Generic[Value]):
         picture = ipywidgets.HTML()
 
         def show(*_: object) -> None:
-            source, alt = _png(self.draw(slider.value)), html.escape(self._say(slider.value), quote=True)
+            [source], alt = _png(self.draw(slider.value)), html.escape(self._say(slider.value), quote=True)
             picture.value = f'<img src="data:image/png;base64,{source}" alt="{alt}" style="max-width:100%">'
 
         slider.observe(show, "value")
@@ -131,21 +128,12 @@ class FrameSlider(Generic[Value]):
             f'<div class="subspace-slider">{images}'
             f'<div><label for="{name}">{html.escape(self.label)}</label> <span style="white-space:nowrap">'
             f'<input type="range" id="{name}" min="0" max="{len(self.frames) - 1}" step="1" value="{self.start}" '
-            f'aria-valuetext="{now}" autocomplete="off" oninput="{_SHOW}" style="width:50%;vertical-align:middle"> '
-            f'<output for="{name}">{now}</output></span></div>{_ALL}</div>'
+            f'aria-valuetext="{now}" autocomplete="off" style="width:50%;vertical-align:middle"> '
+            f'<output for="{name}">{now}</output></span></div>{_ALL}{_script()}</div>'
         )
 
 
-_MARKED = "outline:3px solid;outline-offset:-3px;font-weight:700"
 _CELL = "border:1px solid;padding:.2em .5em;text-align:center;min-width:1.6em"
-_MARK = (
-    "const w=this.closest('details');"
-    "w.querySelectorAll('[data-entries]').forEach(c=>{"
-    "const on=c.dataset.entries.split(' ').includes(this.value);"
-    "c.style.outline=on?'3px solid':'';c.style.outlineOffset=on?'-3px':'';c.style.fontWeight=on?'700':'';});"
-    "const t=this.dataset.say.split('|')[this.value];"
-    "w.querySelector('output').value=t;this.setAttribute('aria-valuetext',t);"
-)
 
 
 class FormatExplorer:
@@ -264,10 +252,10 @@ class FormatExplorer:
                 f"<div>{self._arrays_html(kind)}</div></div>"
                 f'<div><label for="{label}">{kind}, entry</label> '
                 f'<input type="range" id="{label}" min="0" max="{len(said) - 1}" step="1" value="0" '
-                f'aria-valuetext="{said[0]}" data-say="{"|".join(said)}" autocomplete="off" oninput="{_MARK}" '
+                f'aria-valuetext="{said[0]}" data-say="{"|".join(said)}" autocomplete="off" '
                 f'style="width:40%;vertical-align:middle"><br><output for="{label}">{said[0]}</output></div></details>'
             )
-        return f'<div class="subspace-formats">{pages}</div>'
+        return f'<div class="subspace-formats">{pages}{_script()}</div>'
 
 
 def _starts(sorted_places: Sequence[int], count: int) -> list[int]:
@@ -276,9 +264,9 @@ def _starts(sorted_places: Sequence[int], count: int) -> list[int]:
 
 
 def _cell(value: float, entries: Sequence[int]) -> str:
-    marked = f";{_MARKED}" if 0 in entries else ""
+    marked = ' class="marked"' if 0 in entries else ""
     about = f' data-entries="{" ".join(map(str, entries))}"' if entries else ""
-    return f'<td{about} style="{_CELL}{marked}">{value}</td>'
+    return f'<td{about}{marked} style="{_CELL}">{value}</td>'
 
 
 def _table(caption: str, rows: str) -> str:
@@ -287,12 +275,26 @@ def _table(caption: str, rows: str) -> str:
     return f'<table style="{style}"><caption style="{top}">{caption}</caption><tbody>{rows}</tbody></table>'
 
 
-def _png(figure: Figure) -> str:
-    """The figure as a PNG of few colours, in base64; the figure is closed."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=90)
-    plt.close(figure)
-    small = Image.open(buffer).convert("RGB").quantize(64, dither=Image.Dither.NONE)
-    packed = io.BytesIO()
-    small.save(packed, format="PNG", optimize=True)
-    return base64.b64encode(packed.getvalue()).decode("ascii")
+def _script() -> str:
+    """The script of the book's pages, for the output of a cell; on a page it does nothing a second time."""
+    return f"<script>{SCRIPT.read_text(encoding='utf-8')}</script>{_MARKED}"
+
+
+def _png(*figures: Figure) -> list[str]:
+    """The figures as PNG in base64, with one palette of few colours for all; they are closed."""
+    pictures = []
+    for figure in figures:
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=90)
+        plt.close(figure)
+        pictures.append(Image.open(buffer).convert("RGB"))
+    together = Image.new("RGB", (max(p.width for p in pictures), sum(p.height for p in pictures)), "white")
+    for number, picture in enumerate(pictures):
+        together.paste(picture, (0, sum(p.height for p in pictures[:number])))
+    palette = together.quantize(64)
+    packed = []
+    for picture in pictures:
+        buffer = io.BytesIO()
+        picture.quantize(palette=palette, dither=Image.Dither.NONE).save(buffer, format="PNG", optimize=True)
+        packed.append(base64.b64encode(buffer.getvalue()).decode("ascii"))
+    return packed

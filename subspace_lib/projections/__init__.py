@@ -1,101 +1,32 @@
 """The maps P: every family of random projection, behind one contract."""
 
-from __future__ import annotations
-
-from typing import Any
-
-import torch
-
 from subspace_lib.projections.base import Projection
+from subspace_lib.projections.compose import MatrixProjection, ProductProjection, ScaledProjection, SumProjection
 from subspace_lib.projections.dense import DenseProjection, OrthogonalProjection
+from subspace_lib.projections.families import PROJECTIONS, from_recipe, has_recipe, make_projection
+from subspace_lib.projections.identity import IdentityProjection
 from subspace_lib.projections.kronecker import KroneckerProjection
 from subspace_lib.projections.layerwise import LayerwiseProjection, split_budget
 from subspace_lib.projections.sharing import OneHotProjection
 from subspace_lib.projections.sparse import SparseProjection
 from subspace_lib.projections.transforms import FastfoodProjection, HadamardProjection
 
-PROJECTIONS: dict[str, type[Projection]] = {
-    family.name: family
-    for family in (
-        DenseProjection,
-        SparseProjection,
-        OrthogonalProjection,
-        HadamardProjection,
-        FastfoodProjection,
-        KroneckerProjection,
-        OneHotProjection,
-    )
-}
-"""The families by name."""
-
-
-def make_projection(name: str, D: int, d: int, seed: int = 0, **options: Any) -> Projection:
-    """Draw a random projection P with D rows and d columns.
-
-    Parameters
-    ----------
-    name : str
-        A key of ``PROJECTIONS``.
-    D, d : int
-        Number of weights and dimension of the subspace, 1 <= d <= D.
-    seed : int
-        Same seed, same P.
-    **options
-        Keywords of the family, for instance ``density`` for "sparse"; ``dtype`` for all.
-
-    Returns
-    -------
-    Projection
-        ``P(z)`` maps (..., d) to (..., D); ``P.adjoint(v)`` maps (..., D) to (..., d).
-
-    Raises
-    ------
-    ValueError
-        If the name or an option is unknown, or d lies outside 1..D.
-    TypeError
-        If D, d or seed is not an integer.
-
-    Examples
-    --------
-    >>> P = make_projection("sparse", D=1000, d=10, seed=0)
-    >>> P(torch.zeros(10)).shape
-    torch.Size([1000])
-    """
-    if name not in PROJECTIONS:
-        raise ValueError(f"unknown projection {name!r}; choose one of: {', '.join(PROJECTIONS)}")
-    family = PROJECTIONS[name]
-    allowed = family.option_names()
-    unknown = sorted(set(options) - set(allowed))
-    if unknown:
-        raise ValueError(f"unknown option {unknown[0]!r} for {name!r}; allowed: {', '.join(allowed)}")
-    return family(D, d, seed, **options)
-
-
-def from_recipe(recipe: dict[str, Any], dtype: torch.dtype) -> Projection:
-    """Draw the projection that ``Projection.recipe`` describes."""
-    if recipe.get("name") == LayerwiseProjection.name:
-        return LayerwiseProjection([from_recipe(block, dtype) for block in recipe["blocks"]])
-    return make_projection(**recipe, dtype=dtype)
-
-
-def has_recipe(P: Projection) -> bool:
-    """Whether ``from_recipe`` can draw P again: it is of a known family, or made of blocks that are."""
-    if type(P) is LayerwiseProjection:
-        return all(isinstance(block, Projection) and has_recipe(block) for block in P.blocks)
-    return type(P) is PROJECTIONS.get(P.name)
-
-
 __all__ = [
     "PROJECTIONS",
     "DenseProjection",
     "FastfoodProjection",
     "HadamardProjection",
+    "IdentityProjection",
     "KroneckerProjection",
     "LayerwiseProjection",
+    "MatrixProjection",
     "OneHotProjection",
     "OrthogonalProjection",
+    "ProductProjection",
     "Projection",
+    "ScaledProjection",
     "SparseProjection",
+    "SumProjection",
     "from_recipe",
     "has_recipe",
     "make_projection",

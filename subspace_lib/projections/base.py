@@ -2,18 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import math
-from abc import ABC, abstractmethod
-from typing import Any
+from abc import ABCMeta, abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal, Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from subspace_lib.checks import integer
 
+COMPOSED: dict[str, type[Any]] = {}
+"""The projections that are made of others, by name; ``compose`` and ``layerwise`` enter theirs."""
 
-class Projection(nn.Module, ABC):
+
+class _Drawn(ABCMeta):
+    """Makes every projection on the CPU, whatever torch's default device is, and out of Python's own integers."""
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        args = tuple(_python(one) for one in args)
+        with torch.device("cpu"):
+            return super().__call__(*args, **{name: _python(one) for name, one in kwargs.items()})
+
+
+def _python(value: Any) -> Any:
+    return int(value) if isinstance(value, np.integer) else value
+
+
+class Projection(nn.Module, metaclass=_Drawn):
     """A linear map P from z, with d numbers, to a displacement of theta, with D numbers.
 
     ``P(z)`` computes P z and ``P.adjoint(v)`` computes P^T v; both take a batch in front. Gradients of
@@ -30,18 +49,44 @@ class Projection(nn.Module, ABC):
     seed : int
         Seed of the random numbers, which are drawn on the CPU: same seed, same P, on every device.
     dtype : torch.dtype, optional
-        Floating-point type of P; the default is torch's default.
+        Floating-point type of P; the default is torch's default. It decides how P is rounded, not which P is drawn.
 
     Raises
     ------
     TypeError
-        If D, d or seed is not an integer, or dtype is not a floating-point type.
+        If D, d or seed is not an integer, or dtype is not a type that the family works in.
     ValueError
         If d lies outside 1..D, or the seed is negative.
+
+    Examples
+    --------
+    >>> P = make_projection("dense", D=1000, d=10, seed=0)
+    >>> P(torch.zeros(10)).shape, P.adjoint(torch.zeros(1000)).shape
+    (torch.Size([1000]), torch.Size([10]))
+    >>> 2 * P
+    ScaledProjection(
+      D=1000, d=10, seed=0, factor=2.0
+      (P): DenseProjection(D=1000, d=10, seed=0, store=True)
+    )
     """
 
-    name: str
+    name: ClassVar[str]
     """The name under which ``make_projection`` builds this family."""
+    columns: ClassVar[Literal["orthonormal", "unit", "expected"]]
+    """What a family promises of its columns: orthonormal, of norm 1, or of norm 1 in expectation."""
+    nested: ClassVar[bool] = False
+    """Whether the first d columns are the same for every d."""
+    square: ClassVar[bool] = False
+    """Whether d must be D."""
+    variants: ClassVar[tuple[dict[str, Any], ...]] = ({},)
+    """Sets of options that stand for all; the contract is tested with each."""
+    dtypes: ClassVar[tuple[torch.dtype, ...]] = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    """The types in which P is right to their own precision."""
+
+    @classmethod
+    def keeps(cls, D: int, d: int) -> float:
+        """The most bytes a weight that P keeps in float32, with the options left out; here, those of a matrix."""
+        return 4.0 * d
 
     def __init__(self, D: int, d: int, seed: int = 0, *, dtype: torch.dtype | None = None) -> None:
         super().__init__()
@@ -52,9 +97,12 @@ class Projection(nn.Module, ABC):
             raise ValueError(f"d must lie between 1 and D = {D}, got {d}")
         if not 0 <= seed < 2**63:
             raise ValueError(f"seed must lie between 0 and 2**63 - 1, got {seed}")
+        if self.square and d != D:
+            raise ValueError(f"d of {self.name} must be D = {D}, got {d}")
         dtype = torch.get_default_dtype() if dtype is None else dtype
         if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
             raise TypeError(f"dtype must be a floating-point torch.dtype, got {dtype!r}")
+        self._check_dtype(dtype)
         self.D, self.d, self.seed = D, d, seed
         # An empty buffer that follows .to(): it remembers the device and the type of P.
         self.register_buffer("_like", torch.empty(0, dtype=dtype), persistent=False)
@@ -69,26 +117,64 @@ class Projection(nn.Module, ABC):
     def _multiply_transposed(self, v: Tensor) -> Tensor:
         """P^T v for v of shape (..., D), outside autograd."""
 
-    def write(self, theta0: Tensor, z: Tensor, out: Tensor) -> None:
-        """Write theta0 + P z into ``out``, for vectors, outside autograd; families do it without a copy of P z."""
+    def _write(self, theta0: Tensor, z: Tensor, out: Tensor) -> None:
+        """``write``, for a family that needs no copy of P z."""
         torch.add(theta0, self._multiply(z), out=out)
 
-    def pull(self, v: Tensor) -> Tensor:
-        """P^T v outside autograd, for a v that the caller gives up: families may use it as a buffer."""
+    def _pull(self, v: Tensor) -> Tensor:
+        """``pull``, for a family that uses v as a buffer."""
         return self._multiply_transposed(v)
+
+    def write(self, theta0: Tensor, z: Tensor, out: Tensor) -> None:
+        """Write theta0 + P z into ``out``, for vectors, outside autograd."""
+        with in_own_type(z):
+            self._write(theta0, z, out)
+
+    def pull(self, v: Tensor) -> Tensor:
+        """P^T v for a vector v that the caller gives up, outside autograd."""
+        with in_own_type(v):
+            return self._pull(v)
 
     @classmethod
     def option_names(cls) -> list[str]:
         """Keywords that this family takes beside D, d and seed."""
-        return [p.name for p in inspect.signature(cls.__init__).parameters.values() if p.kind == p.KEYWORD_ONLY]
+        return [name for name in inspect.signature(cls.__init__).parameters if name not in ("self", "D", "d", "seed")]
 
     def options(self) -> dict[str, Any]:
-        """Keywords that ``make_projection`` needs, beside D, d and seed, to draw this P again."""
-        return {}
+        """Keywords that draw this P again, beside D, d and seed: what the constructor took, kept under its names."""
+        return {name: self._plain(getattr(self, name)) for name in self.option_names() if name != "dtype"}
 
     def recipe(self) -> dict[str, Any]:
-        """All that ``from_recipe`` needs to draw this P again, as plain data."""
+        """All that ``from_recipe`` needs to draw this P again, as plain data.
+
+        Raises
+        ------
+        ValueError
+            If P was made of a tensor, which no recipe can hold.
+        """
         return {"name": self.name, "D": self.D, "d": self.d, "seed": self.seed, **self.options()}
+
+    def _plain(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            raise ValueError(f"a {type(self).__name__} has no recipe: it was made of a tensor; save the tensor instead")
+        if isinstance(value, Projection):
+            return value.recipe()
+        return [self._plain(one) for one in value] if isinstance(value, nn.ModuleList | list | tuple) else value
+
+    def __mul__(self, factor: float) -> Projection:
+        """P times a number."""
+        return _compose("scaled", self, factor)
+
+    __rmul__ = __mul__
+    __array_ufunc__ = None  # so that a NumPy number leaves the product to P
+
+    def __add__(self, other: Projection) -> Projection:
+        """P + Q, of the same D and d."""
+        return _compose("sum", self, other) if isinstance(other, Projection) else NotImplemented
+
+    def __matmul__(self, other: Projection) -> Projection:
+        """P Q, with as many columns in P as rows in Q."""
+        return _compose("product", self, other) if isinstance(other, Projection) else NotImplemented
 
     def forward(self, z: Tensor) -> Tensor:
         """P z, of shape (..., D), for z of shape (..., d)."""
@@ -125,8 +211,20 @@ class Projection(nn.Module, ABC):
 
     def extra_repr(self) -> str:
         """The numbers that define P, shown by ``print(P)``."""
-        options = "".join(f", {key}={value!r}" for key, value in self.options().items())
-        return f"D={self.D}, d={self.d}, seed={self.seed}{options}"
+        taken = {name: getattr(self, name, None) for name in ("D", "d", "seed", *self.option_names())}
+        return ", ".join(f"{name}={value!r}" for name, value in taken.items() if isinstance(value, int | float | str))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self._check_dtype(fn(self._like).dtype)  # before anything is converted
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call, no-any-return]
+
+    def _check_dtype(self, dtype: torch.dtype) -> None:
+        if dtype not in self.dtypes:
+            allowed = ", ".join(str(one).removeprefix("torch.") for one in self.dtypes)
+            raise TypeError(
+                f"{getattr(self, 'name', type(self).__name__)} products need one of {allowed}, got {dtype}; "
+                'or use "one_hot"'
+            )
 
     def _check(self, x: Tensor, label: str, size: int, size_name: str) -> None:
         if not isinstance(x, Tensor):
@@ -137,6 +235,43 @@ class Projection(nn.Module, ABC):
             raise TypeError(f"{label} is {x.dtype} but P is {self.dtype}: convert one of them with .to()")
         if x.device != self.device:
             raise ValueError(f"{label} is on {x.device} but P is on {self.device}: move one of them with .to()")
+
+
+def _compose(name: str, *parts: Any) -> Projection:
+    composed: Projection = COMPOSED[name](*parts)
+    return composed
+
+
+def generator(seed: int) -> torch.Generator:
+    """The random numbers of a seed, on the CPU; every seed below 2**63 has its own.
+
+    torch's generator starts from the lowest 32 bits of a seed. Where a seed has more, its 624 words of state are
+    drawn from the whole of it, and two of them are the seed.
+    """
+    drawn = torch.Generator("cpu").manual_seed(seed % 2**32)
+    if seed >= 2**32:
+        state = drawn.get_state()
+        words = state[24 : 24 + 8 * 624].view(torch.int64)
+        if words[0] != seed % 2**32:
+            raise ValueError(f"torch {torch.__version__} keeps its state in another way: seed must be below 2**32")
+        drawn_words = np.random.SeedSequence(seed).generate_state(624).astype(np.int64)
+        drawn_words[1:3] = seed % 2**32, seed >> 32
+        words.copy_(torch.from_numpy(drawn_words))
+        drawn.set_state(state)
+    return drawn
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """The type in which sums are made: float32 for half precision, else the type itself."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def in_own_type(x: Tensor) -> contextlib.AbstractContextManager[Any]:
+    """Without autocast, where it is on: P is computed in its own type."""
+    kind = x.device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return torch.autocast(kind, enabled=False)
+    return contextlib.nullcontext()
 
 
 LIMIT_BYTES = 16 * 2**30
@@ -158,7 +293,10 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, P: Projection, transposed: bool) -> Tensor:
-        return P._multiply_transposed(x) if transposed else P._multiply(x)
+        if x.numel() == 0:  # an empty batch
+            return x.new_zeros(*x.shape[:-1], P.d if transposed else P.D)
+        with in_own_type(x):
+            return P._multiply_transposed(x) if transposed else P._multiply(x)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Projection, bool], output: Tensor) -> None:

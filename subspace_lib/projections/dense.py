@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from subspace_lib.projections.base import Projection, refuse_if_too_large
+from subspace_lib.projections.base import Projection, generator, refuse_if_too_large, wide
 
 COLUMNS_PER_DRAW = 16
 """Columns are drawn in full blocks of this many, so that the first d columns never depend on d."""
@@ -35,6 +34,9 @@ class DenseProjection(Projection):
     """
 
     name = "dense"
+    columns = "unit"
+    nested = True
+    variants = ({}, {"store": False})
 
     def __init__(self, D: int, d: int, seed: int = 0, *, store: bool = True, dtype: torch.dtype | None = None) -> None:
         super().__init__(D, d, seed, dtype=dtype)
@@ -43,36 +45,32 @@ class DenseProjection(Projection):
         self.store = store
         refuse_if_too_large(self, COLUMNS_PER_DRAW + (d if store else 0))
         if store:
-            columns = torch.empty(d, D, dtype=self.dtype)
+            transposed = torch.empty(d, D, dtype=self.dtype)
             for start, block in self._drawn():
-                columns[start : start + len(block)] = block
-            self.register_buffer("columns", columns, persistent=False)
+                transposed[start : start + len(block)] = block
+            self.register_buffer("transposed", transposed, persistent=False)
 
-    columns: Tensor  # (d, D), that is P^T: a column of P is one run of memory
-
-    def options(self) -> dict[str, Any]:
-        """Whether the matrix is kept, beside D, d and seed."""
-        return {"store": self.store}
+    transposed: Tensor  # (d, D): a column of P is one run of memory
 
     def _drawn(self) -> Iterator[tuple[int, Tensor]]:
         """The columns as rows of blocks, each with the number of its first."""
-        generator = torch.Generator().manual_seed(self.seed)
+        drawn = generator(self.seed)
         for start in range(0, self.d, COLUMNS_PER_DRAW):
-            block = torch.randn(COLUMNS_PER_DRAW, self.D, generator=generator)[: self.d - start]
-            block = block.to(self.device, self.dtype)
-            yield start, block.div_(block.norm(dim=1, keepdim=True))
+            block = torch.randn(COLUMNS_PER_DRAW, self.D, generator=drawn, dtype=torch.float32, device="cpu")
+            block = block[: self.d - start].to(self.device, wide(self.dtype))
+            yield start, block.div_(block.norm(dim=1, keepdim=True)).to(self.dtype)
 
     def _multiply(self, z: Tensor) -> Tensor:
         if self.store:
-            return z @ self.columns
-        displacement = z.new_zeros(*z.shape[:-1], self.D)
+            return z @ self.transposed
+        displacement = z.new_zeros(*z.shape[:-1], self.D, dtype=wide(self.dtype))
         for start, block in self._drawn():
             displacement += z[..., start : start + len(block)] @ block
-        return displacement
+        return displacement.to(self.dtype)
 
     def _multiply_transposed(self, v: Tensor) -> Tensor:
         if self.store:
-            return v @ self.columns.T
+            return v @ self.transposed.T
         return torch.cat([v @ block.T for _, block in self._drawn()], dim=-1)
 
 
@@ -90,21 +88,21 @@ class OrthogonalProjection(Projection):
     """
 
     name = "orthogonal"
+    columns = "orthonormal"
 
     def __init__(self, D: int, d: int, seed: int = 0, *, dtype: torch.dtype | None = None) -> None:
         super().__init__(D, d, seed, dtype=dtype)
         refuse_if_too_large(self, 3 * d)
-        generator = torch.Generator().manual_seed(seed)
-        gaussian = torch.randn(d, D, generator=generator).T.to(self.dtype)
+        gaussian = torch.randn(d, D, generator=generator(seed), dtype=torch.float32).T.to(wide(self.dtype))
         Q, R = torch.linalg.qr(gaussian)
         # With the signs of R's diagonal made positive, Q is unique, and uniform (Haar) over its kind.
-        Q *= torch.where(R.diagonal() < 0, -1.0, 1.0).to(self.dtype)
-        self.register_buffer("columns", Q.T.contiguous(), persistent=False)
+        Q *= torch.where(R.diagonal() < 0, -1, 1)
+        self.register_buffer("transposed", Q.T.contiguous().to(self.dtype), persistent=False)
 
-    columns: Tensor  # (d, D)
+    transposed: Tensor  # (d, D)
 
     def _multiply(self, z: Tensor) -> Tensor:
-        return z @ self.columns
+        return z @ self.transposed
 
     def _multiply_transposed(self, v: Tensor) -> Tensor:
-        return v @ self.columns.T
+        return v @ self.transposed.T

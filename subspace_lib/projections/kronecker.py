@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from subspace_lib.projections.base import Projection
+from subspace_lib.projections.base import Projection, generator
 
 COLUMNS_OF_A = 32
 """At least so many, so that the rows of A are nearly equally long."""
@@ -35,6 +34,14 @@ class KroneckerProjection(Projection):
     """
 
     name = "kronecker"
+    columns = "expected"  # of norm 1 up to the rows that are cut, fewer than one in sqrt(D)
+    variants = ({}, {"orthonormal": True})
+
+    @classmethod
+    def keeps(cls, D: int, d: int) -> float:
+        """At most about D + d numbers, or 64 sqrt(D) where that is more."""
+        rows = math.ceil(math.sqrt(D))
+        return 4 * rows * (min(rows, max(COLUMNS_OF_A, d / COLUMNS_OF_B)) + 1 + max(COLUMNS_OF_B, d / rows + 1)) / D
 
     def __init__(
         self, D: int, d: int, seed: int = 0, *, orthonormal: bool = False, dtype: torch.dtype | None = None
@@ -43,13 +50,13 @@ class KroneckerProjection(Projection):
         if not isinstance(orthonormal, bool):
             raise TypeError(f"orthonormal must be True or False, got {orthonormal!r}")
         self.orthonormal = orthonormal
-        generator = torch.Generator().manual_seed(seed)
+        drawn = generator(seed)
         rows_B = math.ceil(math.sqrt(D))
         rows_A = -(-D // rows_B)
         columns_A = min(rows_A, max(min(d, COLUMNS_OF_A), -(-d // COLUMNS_OF_B)))
         columns_B = -(-d // columns_A)
         for name, rows, columns in (("A", rows_A, columns_A), ("B", rows_B, columns_B)):
-            factor = torch.randn(rows, columns, generator=generator, dtype=torch.float64)
+            factor = torch.randn(rows, columns, generator=drawn, dtype=torch.float64)
             factor = torch.linalg.qr(factor).Q if orthonormal else factor.div_(factor.norm(dim=0))
             self.register_buffer(name, factor.to(self.dtype).contiguous(), persistent=False)
         # The last row of A Z B^T may be cut.
@@ -58,16 +65,11 @@ class KroneckerProjection(Projection):
     A: Tensor
     B: Tensor
 
-    def options(self) -> dict[str, Any]:
-        """Whether the factors are orthonormal, beside D, d and seed."""
-        return {"orthonormal": self.orthonormal}
-
     def _multiply(self, z: Tensor) -> Tensor:
         Z = _as_matrix(z, self.A.shape[1], self.B.shape[1])
         return (self.A @ Z @ self.B.T).reshape(*z.shape[:-1], -1)[..., : self.D]
 
-    def write(self, theta0: Tensor, z: Tensor, out: Tensor) -> None:
-        """Write theta0 + P z into ``out``."""
+    def _write(self, theta0: Tensor, z: Tensor, out: Tensor) -> None:
         AZ = self.A @ _as_matrix(z, self.A.shape[1], self.B.shape[1])
         (start, last), (whole, rest) = self._cut(theta0), self._cut(out)
         torch.addmm(start, AZ[: self._rows], self.B.T, out=whole)
@@ -78,8 +80,7 @@ class KroneckerProjection(Projection):
         V = _as_matrix(v, self.A.shape[0], self.B.shape[0])
         return (self.A.T @ (V @ self.B)).reshape(*v.shape[:-1], -1)[..., : self.d]
 
-    def pull(self, v: Tensor) -> Tensor:
-        """P^T v, for a vector, without a copy of it."""
+    def _pull(self, v: Tensor) -> Tensor:
         whole, rest = self._cut(v)
         VB = whole @ self.B
         if self._rest:

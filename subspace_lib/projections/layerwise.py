@@ -3,85 +3,175 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from subspace_lib.checks import integer
-from subspace_lib.projections.base import Projection
+from subspace_lib.projections.base import COMPOSED, Projection
+from subspace_lib.projections.compose import ComposedProjection, check_parts
+from subspace_lib.projections.families import make_projection
 
 
-class LayerwiseProjection(Projection):
+class LayerwiseProjection(ComposedProjection):
     """A block-diagonal P: part i of z moves part i of the weights only.
+
+    ``LayerwiseProjection.over`` makes one by the names of a network's weights.
 
     Parameters
     ----------
     blocks : sequence of Projection
         The projections on the diagonal, in the order of the weights; D and d are the sums of theirs.
+    pieces : sequence of (int, int), optional
+        Where the weights of the blocks take turns: the number of a block and how many of its rows come next, from the
+        first weight to the last. Left out, each block's rows stand together.
 
     Raises
     ------
     ValueError
-        If there is no block, or their types or devices differ.
+        If there is no block, their types or devices differ, or the pieces do not add up to the blocks.
     TypeError
         If a block is not a Projection.
 
     Examples
     --------
-    >>> sizes = [p.numel() for p in net.parameters()]
+    >>> sizes = [p.numel() for p in LeNet().parameters()]
     >>> budget = split_budget(sizes, 150)
     >>> P = LayerwiseProjection([make_projection("dense", D, d, seed=i) for i, (D, d) in enumerate(zip(sizes, budget))])
+    >>> P.D, P.d
+    (61706, 150)
     """
 
     name = "layerwise"
 
-    def __init__(self, blocks: Sequence[Projection]) -> None:
+    def __init__(self, blocks: Sequence[Projection], pieces: Sequence[Sequence[int]] | None = None) -> None:
         if not blocks:
             raise ValueError("a layerwise projection needs at least one block, got none")
-        for block in blocks:
-            if not isinstance(block, Projection):
-                raise TypeError(f"every block must be a Projection, got {type(block).__name__}")
-            if (block.dtype, block.device) != (blocks[0].dtype, blocks[0].device):
-                raise ValueError(
-                    f"blocks must have one type and device, got {blocks[0].dtype} on {blocks[0].device} "
-                    f"and {block.dtype} on {block.device}"
-                )
-        super().__init__(sum(P.D for P in blocks), sum(P.d for P in blocks), dtype=blocks[0].dtype)
+        check_parts(*blocks)
+        super().__init__(sum(P.D for P in blocks), sum(P.d for P in blocks), 0, blocks)
         self.blocks = nn.ModuleList(blocks)
-        self.to(blocks[0].device)
+        self.pieces = pieces
+        if pieces is not None:
+            rows = [sum(length for block, length in pieces if block == i) for i in range(len(blocks))]
+            if rows != [P.D for P in blocks]:
+                raise ValueError(f"pieces give the blocks {rows} rows, but they have {[P.D for P in blocks]}")
 
-    def options(self) -> dict[str, Any]:
-        """The recipe of each block."""
-        return {"blocks": [block.recipe() for block in self._blocks()]}
+    @classmethod
+    def over(cls, net: nn.Module, blocks: Mapping[str, tuple[Any, ...]], seed: int = 0) -> LayerwiseProjection:
+        """A block for each group of weights, by their names.
+
+        Parameters
+        ----------
+        net : nn.Module
+            The network; its trained weights, ``[name for name, p in net.named_parameters() if p.requires_grad]``,
+            are theta in this order.
+        blocks : mapping
+            From a pattern of names, as for file names ("layer4.*", "*.bias"), to the block that moves all weights
+            whose name it fits: ``(family, d)``, or ``(family, d, c)`` for c times that. d = None stands for as many
+            as the weights are; "identity" trains each of them. c sets the learning rate of a block beside the others':
+            with Adam its weights move c times as far a step, with SGD c * c times.
+        seed : int
+            Block i of n, in the order of the weights, is drawn with seed * n + i.
+
+        Raises
+        ------
+        ValueError
+            If a weight fits no pattern or several, a pattern fits no weight, or a block cannot be drawn.
+        TypeError
+            If a block is not given as a tuple of two or three.
+
+        Examples
+        --------
+        >>> net = LeNet()
+        >>> P = LayerwiseProjection.over(net, {"features.*": ("hadamard", 20), "classifier.*": ("one_hot", 100)})
+        >>> P.D == count_parameters(net), P.d
+        (True, 120)
+        """
+        weights = {name: p for name, p in net.named_parameters() if p.requires_grad}
+        pattern_of = {name: _pattern_of(name, blocks) for name in weights}
+        patterns = list(dict.fromkeys(pattern_of.values()))
+        for pattern in blocks:
+            if pattern not in patterns:
+                raise ValueError(
+                    f"{pattern!r} fits no trained weight of {type(net).__name__}; they are: {', '.join(weights)}"
+                )
+        if not weights:
+            raise ValueError(f"{type(net).__name__} has no trained weight")
+        pieces: list[list[int]] = []
+        for name, p in weights.items():
+            block = patterns.index(pattern_of[name])
+            if not pieces or pieces[-1][0] != block:
+                pieces.append([block, 0])
+            pieces[-1][1] += p.numel()
+        like = next(iter(weights.values()))
+        seed = integer("seed", seed, 0)
+        drawn = []
+        for i, pattern in enumerate(patterns):
+            D = sum(length for block, length in pieces if block == i)
+            try:
+                drawn.append(_draw(blocks[pattern], D, seed * len(patterns) + i, like.dtype).to(like.device))
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"{pattern!r}: {error}") from None
+        return cls(drawn, None if len(pieces) == len(patterns) else pieces)
 
     def _blocks(self) -> list[Projection]:
         return [block for block in self.blocks if isinstance(block, Projection)]
 
+    def _of_z(self, z: Tensor) -> list[Tensor]:
+        return list(z.split([P.d for P in self._blocks()], dim=-1))
+
+    def _of_theta(self, v: Tensor) -> list[Tensor]:
+        """The rows of each block."""
+        if self.pieces is None:
+            return list(v.split([P.D for P in self._blocks()], dim=-1))
+        cut = list(zip(self.pieces, v.split([length for _, length in self.pieces], dim=-1), strict=True))
+        return [torch.cat([rows for (block, _), rows in cut if block == i], dim=-1) for i in range(len(self.blocks))]
+
     def _multiply(self, z: Tensor) -> Tensor:
-        blocks = self._blocks()
-        parts = z.split([P.d for P in blocks], dim=-1)
-        return torch.cat([P._multiply(part) for P, part in zip(blocks, parts, strict=True)], dim=-1)
-
-    def write(self, theta0: Tensor, z: Tensor, out: Tensor) -> None:
-        """Write theta0 + P z into ``out``, block by block."""
-        blocks = self._blocks()
-        rows, columns = [P.D for P in blocks], [P.d for P in blocks]
-        for P, start, part, end in zip(blocks, theta0.split(rows), z.split(columns), out.split(rows), strict=True):
-            P.write(start, part, end)
-
-    def pull(self, v: Tensor) -> Tensor:
-        """P^T v for a v that the caller gives up, block by block."""
-        blocks = self._blocks()
-        parts = v.split([P.D for P in blocks], dim=-1)
-        return torch.cat([P.pull(part) for P, part in zip(blocks, parts, strict=True)], dim=-1)
+        products = [P._multiply(part) for P, part in zip(self._blocks(), self._of_z(z), strict=True)]
+        if self.pieces is None:
+            return torch.cat(products, dim=-1)
+        lengths = [[length for block, length in self.pieces if block == i] for i in range(len(products))]
+        rows = [iter(product.split(cut, dim=-1)) for product, cut in zip(products, lengths, strict=True)]
+        return torch.cat([next(rows[block]) for block, _ in self.pieces], dim=-1)
 
     def _multiply_transposed(self, v: Tensor) -> Tensor:
-        blocks = self._blocks()
-        parts = v.split([P.D for P in blocks], dim=-1)
-        return torch.cat([P._multiply_transposed(part) for P, part in zip(blocks, parts, strict=True)], dim=-1)
+        parts = zip(self._blocks(), self._of_theta(v), strict=True)
+        return torch.cat([P._multiply_transposed(part) for P, part in parts], dim=-1)
 
+    def _write(self, theta0: Tensor, z: Tensor, out: Tensor) -> None:
+        if self.pieces is not None:
+            return super()._write(theta0, z, out)
+        parts = zip(self._blocks(), self._of_theta(theta0), self._of_z(z), self._of_theta(out), strict=True)
+        for P, start, part, end in parts:
+            P._write(start, part, end)
+        return None
+
+    def _pull(self, v: Tensor) -> Tensor:
+        parts = zip(self._blocks(), self._of_theta(v), strict=True)
+        return torch.cat([P._pull(part) for P, part in parts], dim=-1)
+
+
+def _pattern_of(name: str, patterns: Iterable[str]) -> str:
+    """The one pattern that fits the name of a weight."""
+    fitting = [pattern for pattern in patterns if fnmatchcase(name, pattern)]
+    if len(fitting) != 1:
+        found = " and ".join(map(repr, fitting)) or "none"
+        raise ValueError(f"every trained weight needs exactly one pattern; {name!r} fits {found} of {list(patterns)}")
+    return fitting[0]
+
+
+def _draw(block: tuple[Any, ...], D: int, seed: int, dtype: torch.dtype) -> Projection:
+    if not isinstance(block, tuple) or len(block) not in (2, 3):
+        raise TypeError(f"a block is (family, d) or (family, d, c), got {block!r}")
+    P = make_projection(block[0], D, D if block[1] is None else block[1], seed, dtype=dtype)
+    return block[2] * P if len(block) == 3 else P
+
+
+COMPOSED[LayerwiseProjection.name] = LayerwiseProjection
 
 RULES: dict[str, Callable[[int], float]] = {
     "proportional": lambda size: size,
@@ -114,6 +204,11 @@ def split_budget(sizes: Sequence[int], d: int, rule: str = "proportional") -> li
         If the rule is unknown, a size is below 1, or d is out of range.
     TypeError
         If a number is not an integer.
+
+    Examples
+    --------
+    >>> split_budget([100, 200, 700], 100)
+    [10, 20, 70]
     """
     if rule not in RULES:
         raise ValueError(f"unknown rule {rule!r}; choose one of: {', '.join(RULES)}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from subspace_lib.projections.base import Projection
+from subspace_lib.projections.base import Projection, generator, wide
 
 
 class OneHotProjection(Projection):
@@ -17,18 +17,23 @@ class OneHotProjection(Projection):
     """
 
     name = "one_hot"
+    columns = "orthonormal"
+
+    @classmethod
+    def keeps(cls, D: int, d: int) -> float:
+        """One 64-bit index a weight, and two numbers a column."""
+        return 8 + 8 * d / D
 
     def __init__(self, D: int, d: int, seed: int = 0, *, dtype: torch.dtype | None = None) -> None:
         super().__init__(D, d, seed, dtype=dtype)
-        generator = torch.Generator().manual_seed(seed)
         # The signs alternate within a group, whose weights come in random order: entries run 0, ..., 2 d - 1, 0, ...
         in_order = torch.arange(D).remainder_(2 * d)
         entry = torch.empty(D, dtype=torch.int64)
-        entry[torch.randperm(D, generator=generator)] = in_order
+        entry[torch.randperm(D, generator=generator(seed))] = in_order
         sizes = torch.full((d,), D // d)
         sizes[: D % d] += 1
         self.register_buffer("entry", entry, persistent=False)
-        scale = sizes.to(self.dtype).rsqrt()
+        scale = sizes.to(wide(self.dtype)).rsqrt().to(self.dtype)
         self.register_buffer("signed_scale", torch.stack([scale, -scale]), persistent=False)
 
     entry: Tensor  # (D,) where in [z, -z] a weight finds its value
@@ -37,8 +42,7 @@ class OneHotProjection(Projection):
     def _multiply(self, z: Tensor) -> Tensor:
         return self._table(z).index_select(-1, self.entry)
 
-    def write(self, theta0: Tensor, z: Tensor, out: Tensor) -> None:
-        """Write theta0 + P z into ``out``."""
+    def _write(self, theta0: Tensor, z: Tensor, out: Tensor) -> None:
         torch.index_select(self._table(z), 0, self.entry, out=out).add_(theta0)
 
     def _table(self, z: Tensor) -> Tensor:
@@ -48,8 +52,8 @@ class OneHotProjection(Projection):
         # One table for each half of the weights, so that two threads can fill them; an odd one is added at the end.
         half = self.D // 2
         halves, odd = v[..., : 2 * half].unflatten(-1, (2, half)), v[..., 2 * half :]
-        sums = v.new_zeros(*v.shape[:-1], 2, 2 * self.d)
-        sums.scatter_add_(-1, self.entry[: 2 * half].view(2, half).expand_as(halves), halves)
+        sums = v.new_zeros(*v.shape[:-1], 2, 2 * self.d, dtype=wide(v.dtype))
+        sums.scatter_add_(-1, self.entry[: 2 * half].view(2, half).expand_as(halves), halves.to(sums.dtype))
         if odd.shape[-1]:
-            sums[..., 0, :].scatter_add_(-1, self.entry[2 * half :].expand_as(odd), odd)
-        return (sums.view(*v.shape[:-1], 2, 2, self.d) * self.signed_scale).sum((-3, -2))
+            sums[..., 0, :].scatter_add_(-1, self.entry[2 * half :].expand_as(odd), odd.to(sums.dtype))
+        return (sums.view(*v.shape[:-1], 2, 2, self.d) * self.signed_scale).sum((-3, -2)).to(v.dtype)

@@ -6,13 +6,12 @@ import math
 import warnings
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from subspace_lib.checks import number
-from subspace_lib.projections.base import Projection, refuse_if_too_large
+from subspace_lib.projections.base import Projection, generator, refuse_if_too_large
 
 warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
 
@@ -52,6 +51,15 @@ class SparseProjection(Projection):
     """
 
     name = "sparse"
+    columns = "unit"
+    nested = True
+    variants = ({}, *({"layout": layout} for layout in LAYOUTS[1:]))
+    dtypes = (torch.float32, torch.float64)
+
+    @classmethod
+    def keeps(cls, D: int, d: int) -> float:
+        """16 bytes an entry, and where the rows and the columns start."""
+        return (16 * d * max(1, round(math.sqrt(D))) + 4 * (D + d + 2)) / D
 
     def __init__(
         self,
@@ -66,8 +74,6 @@ class SparseProjection(Projection):
         super().__init__(D, d, seed, dtype=dtype)
         if layout not in LAYOUTS:
             raise ValueError(f"unknown layout {layout!r}; choose one of: {', '.join(LAYOUTS)}")
-        if self.dtype not in (torch.float32, torch.float64):
-            raise TypeError(f'sparse products need float32 or float64, got {self.dtype}; or use "one_hot"')
         density = 1 / math.sqrt(D) if density is None else number("density", density)
         if not 0 < density <= 1:
             raise ValueError(f"density must lie in (0, 1], got {density}")
@@ -81,14 +87,14 @@ class SparseProjection(Projection):
                 f"sparse P with D = {D}, d = {d}, density = {self.density:g} has {d * self.k:,} entries, "
                 'more than the 2**31 that 32-bit indices reach; lower the density or use "hadamard"'
             )
-        generator = torch.Generator().manual_seed(seed)
+        drawn = generator(seed)
         rows = torch.empty(d, self.k, dtype=torch.int32)
         signs = torch.empty(d, self.k, dtype=torch.int8)
         for start in range(0, d, COLUMNS_PER_DRAW):
             here = slice(start, min(start + COLUMNS_PER_DRAW, d))
-            drawn = distinct_integers(COLUMNS_PER_DRAW, self.k, D, generator)
-            sign = torch.randint(0, 2, (COLUMNS_PER_DRAW, self.k), generator=generator, dtype=torch.int8)
-            rows[here], signs[here] = drawn[: d - start], (2 * sign - 1)[: d - start]
+            distinct = distinct_integers(COLUMNS_PER_DRAW, self.k, D, drawn)
+            sign = torch.randint(0, 2, (COLUMNS_PER_DRAW, self.k), generator=drawn, dtype=torch.int8)
+            rows[here], signs[here] = distinct[: d - start], (2 * sign - 1)[: d - start]
         self._keep(rows, signs.to(self.dtype) / math.sqrt(self.k))
 
     def _keep(self, rows: Tensor, values: Tensor) -> None:
@@ -117,10 +123,6 @@ class SparseProjection(Projection):
             buffers |= {"indices": torch.stack([row_of, buffers.pop("column_of")])}
         for name, buffer in buffers.items():
             self.register_buffer(name, buffer, persistent=False)
-
-    def options(self) -> dict[str, Any]:
-        """Density and layout, beside D, d and seed."""
-        return {"density": self.density, "layout": self.layout}
 
     def _multiply(self, z: Tensor) -> Tensor:
         if self.layout != "two_way":
@@ -170,7 +172,7 @@ def distinct_integers(count: int, k: int, D: int, generator: torch.Generator) ->
     if 4 * k > D:
         step = max(1, 2**24 // D)
         parts = [
-            torch.rand(min(step, count - start), D, generator=generator).argsort(dim=1)[:, :k]
+            torch.rand(min(step, count - start), D, generator=generator, dtype=torch.float32).argsort(dim=1)[:, :k]
             for start in range(0, count, step)
         ]
         return torch.cat(parts).to(torch.int32)

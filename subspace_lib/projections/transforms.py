@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-from subspace_lib.projections.base import Projection
+from subspace_lib.projections.base import Projection, generator
 
 LARGEST_FACTOR_BITS = 4
 """A transform runs as products with matrices of order 2^4 at most: few operations, each of them dense."""
@@ -89,11 +89,18 @@ class HadamardProjection(Projection):
     """
 
     name = "hadamard"
+    columns = "orthonormal"
+    dtypes = (torch.bfloat16, torch.float32, torch.float64)  # sums of thousands of numbers are too large for float16
+
+    @classmethod
+    def keeps(cls, D: int, d: int) -> float:
+        """One number a weight, and three for each of the rows of a block."""
+        return 4 + (24 * max(64, power_of_two(d)) + 1024) / D
 
     def __init__(self, D: int, d: int, seed: int = 0, *, dtype: torch.dtype | None = None) -> None:
         super().__init__(D, d, seed, dtype=dtype)
         self.register_buffer("H", hadamard_matrix(2**LARGEST_FACTOR_BITS).to(self.dtype), persistent=False)
-        generator = torch.Generator().manual_seed(seed)
+        drawn = generator(seed)
         n = max(64, power_of_two(d))
         self.groups = [(D // n, n)] if n <= D else []
         left, size = D % n, n // 2
@@ -109,11 +116,11 @@ class HadamardProjection(Projection):
             first = int(coordinates[-1] + 1) % d
             weight = d / len(coordinates)
             squared_norms[coordinates] += count * m * weight
-            places = torch.randperm(m, generator=generator)[: len(coordinates)]
+            places = torch.randperm(m, generator=drawn)[: len(coordinates)]
             self._keep("source", i, coordinates[0].repeat(m).index_copy_(0, places, coordinates))
             placed = torch.zeros(1, m, 1, dtype=self.dtype).index_fill_(1, places, math.sqrt(weight))
-            self._keep("entries", i, random_signs(block_shape(count, m), generator, self.dtype).mul_(placed))
-            row_signs = [random_signs((order,), generator, self.dtype) for order in factor_orders(m, SIGNS_BITS)]
+            self._keep("entries", i, random_signs(block_shape(count, m), drawn, self.dtype).mul_(placed))
+            row_signs = [random_signs((order,), drawn, self.dtype) for order in factor_orders(m, SIGNS_BITS)]
             self._keep("row_signs", i, functools.reduce(torch.kron, row_signs)[:, None])
         followed = (first + torch.arange(left)) % d
         squared_norms += d * torch.bincount(followed, minlength=d)
@@ -121,7 +128,7 @@ class HadamardProjection(Projection):
         for i in range(len(self.groups)):
             source, entries, _ = self._group(i)
             entries.mul_(scale[source][:, None])
-        entries = random_signs((left,), generator, self.dtype) * math.sqrt(d) * scale[followed]
+        entries = random_signs((left,), drawn, self.dtype) * math.sqrt(d) * scale[followed]
         self.register_buffer("followed", followed, persistent=False)
         self.register_buffer("followed_entries", entries, persistent=False)
 
@@ -147,8 +154,7 @@ class HadamardProjection(Projection):
         parts.append(flat[:, self.followed] * self.followed_entries)
         return torch.cat(parts, 1).reshape(*z.shape[:-1], self.D)
 
-    def write(self, theta0: Tensor, z: Tensor, out: Tensor) -> None:
-        """Write theta0 + P z into ``out``."""
+    def _write(self, theta0: Tensor, z: Tensor, out: Tensor) -> None:
         sizes = [*(count * m for count, m in self.groups), len(self.followed)]
         starts, ends = theta0.split(sizes), out.split(sizes)
         for i in range(len(self.groups)):
@@ -160,10 +166,9 @@ class HadamardProjection(Projection):
         torch.addcmul(starts[-1], z[self.followed], self.followed_entries, out=ends[-1])
 
     def _multiply_transposed(self, v: Tensor) -> Tensor:
-        return self.pull(v.clone(memory_format=torch.contiguous_format))
+        return self._pull(v.clone(memory_format=torch.contiguous_format))
 
-    def pull(self, v: Tensor) -> Tensor:
-        """P^T v, with v as a buffer."""
+    def _pull(self, v: Tensor) -> Tensor:
         flat = v.reshape(-1, self.D)
         *pieces, last = flat.split([*(count * m for count, m in self.groups), len(self.followed)], dim=1)
         z = flat.new_zeros(len(flat), self.d).index_add_(1, self.followed, last * self.followed_entries)
@@ -184,20 +189,27 @@ class FastfoodProjection(Projection):
     """
 
     name = "fastfood"
+    columns = "expected"
+    dtypes = (torch.bfloat16, torch.float32, torch.float64)  # sums of thousands of numbers are too large for float16
+
+    @classmethod
+    def keeps(cls, D: int, d: int) -> float:
+        """Two numbers and a byte a weight, and an order of the rows of a block and its inverse."""
+        return 9 + (21 * power_of_two(d) + 1024) / D
 
     def __init__(self, D: int, d: int, seed: int = 0, *, dtype: torch.dtype | None = None) -> None:
         super().__init__(D, d, seed, dtype=dtype)
         self.register_buffer("H", hadamard_matrix(2**LARGEST_FACTOR_BITS).to(self.dtype), persistent=False)
-        generator = torch.Generator().manual_seed(seed)
+        drawn = generator(seed)
         n = power_of_two(d)
         self.n, self.blocks = n, -(-D // n)
         shape = block_shape(self.blocks, n)
-        gaussian = torch.randn(shape, generator=generator)
-        order = torch.randperm(n, generator=generator)
-        lengths = torch._standard_gamma(torch.full(shape, n / 2), generator=generator).mul_(2).sqrt_()
+        gaussian = torch.randn(shape, generator=drawn, dtype=torch.float32)
+        order = torch.randperm(n, generator=drawn)
+        lengths = torch._standard_gamma(torch.full(shape, n / 2, dtype=torch.float32), generator=drawn).mul_(2).sqrt_()
         lengths /= gaussian.norm(dim=1, keepdim=True) * math.sqrt(n * D)
         for name, buffer in {
-            "signs": random_signs(shape, generator, torch.int8),
+            "signs": random_signs(shape, drawn, torch.int8),
             "gaussian": gaussian.to(self.dtype),
             "order": order,
             "inverse_order": order.argsort(),
@@ -225,8 +237,7 @@ class FastfoodProjection(Projection):
         x = self._without_lengths(z.reshape(-1, self.d))
         return (x[:, : self.D] * self.lengths).reshape(*z.shape[:-1], self.D)
 
-    def write(self, theta0: Tensor, z: Tensor, out: Tensor) -> None:
-        """Write theta0 + P z into ``out``."""
+    def _write(self, theta0: Tensor, z: Tensor, out: Tensor) -> None:
         torch.addcmul(theta0, self._without_lengths(z[None])[0, : self.D], self.lengths, out=out)
 
     def _multiply_transposed(self, v: Tensor) -> Tensor:

@@ -17,24 +17,19 @@ import torch.nn.functional as F
 from torch import nn
 
 from subspace_lib.files import replaced_atomically
-from subspace_lib.projections import Projection, make_projection
-from subspace_lib.projections.sparse import LAYOUTS
+from subspace_lib.projections import PROJECTIONS, Projection, make_projection
+from subspace_lib.projections.base import LIMIT_BYTES
 from subspace_lib.subspace import SubspaceOptimizer, count_parameters
 from subspace_lib.tasks.models import MLP
 from subspace_lib.tasks.profiles import check_device
 
 BATCH = 128
-CHEAP = ("one_hot", "kronecker", "hadamard", "fastfood", "sparse")
-VARIANTS: tuple[tuple[str, dict[str, Any]], ...] = (
-    *((name, {}) for name in CHEAP),
-    *(("sparse", {"layout": layout}) for layout in LAYOUTS if layout != "two_way"),
-    ("dense", {}),
-    ("orthogonal", {}),
-)
 PASSES = 3
 """The whole table is measured so many times: a number is the median, and a busy minute of the machine spoils none."""
 SCALE_D = (10_000, 100_000, 1_000_000, 10_000_000)
 SCALE_SMALL_D = (100, 1_000, 10_000, 100_000)
+SCALE_FIXED_D = 1000
+"""d where D is varied."""
 PEAK = """
 import re, sys
 from subspace_lib import make_projection
@@ -50,12 +45,33 @@ print((most_memory() - before) / P.nbytes)
 Row = dict[str, Any]
 
 
+def cheap() -> list[str]:
+    """The families that keep little enough for every D of ``SCALE_D``."""
+    D = max(SCALE_D)
+    return [
+        name
+        for name, family in PROJECTIONS.items()
+        if not family.square and D * family.keeps(D, SCALE_FIXED_D) <= LIMIT_BYTES
+    ]
+
+
+def all_variants() -> list[tuple[str, dict[str, Any]]]:
+    """What is measured: the families that take any d, and the layouts, by which the table tells variants apart."""
+    return [
+        (name, options)
+        for name, family in PROJECTIONS.items()
+        if not family.square
+        for options in family.variants
+        if options.keys() <= {"layout"}
+    ]
+
+
 def benchmark(
     device: str = "cpu",
     in_features: int = 2352,
     d: int = 4500,
     rounds: int = 30,
-    variants: Sequence[tuple[str, dict[str, Any]]] = VARIANTS,
+    variants: Sequence[tuple[str, dict[str, Any]]] | None = None,
     scale_D: Sequence[int] = SCALE_D,
     scale_d: Sequence[int] = SCALE_SMALL_D,
 ) -> Iterator[Row]:
@@ -72,7 +88,8 @@ def benchmark(
     rounds : int
         Timings of which the median is taken. Step and direct step take turns, so that both see the same machine.
     variants : sequence
-        Pairs (name, options) for ``make_projection``; one that is refused gives a row with the reason.
+        Pairs (name, options) for ``make_projection``, all of ``all_variants`` if left out; one that is refused gives a
+        row with the reason.
     scale_D, scale_d : sequence of int
         Sizes at which forward and adjoint of the cheap families are timed: D at d = 1000, and d at the MLP's D.
 
@@ -85,7 +102,7 @@ def benchmark(
     """
     bandwidth = copy_bandwidth(device)
     D = count_parameters(MLP(in_features))
-    for name, options in variants:
+    for name, options in all_variants() if variants is None else variants:
         row: Row = {"part": "step", "projection": name, "layout": options.get("layout", ""), "D": D, "d": d}
         try:
             P = make_projection(name, D, d, **options).to(device)
@@ -94,12 +111,12 @@ def benchmark(
             continue
         row |= product_costs(P, rounds if P.nbytes < 2**30 else 3, bandwidth)
         row |= step_costs(P, in_features, rounds if P.nbytes < 2**30 else 3)
-        if device == "cpu" and name in CHEAP and not options and sys.platform == "linux":
+        if device == "cpu" and name in cheap() and not options and sys.platform == "linux":
             row["build_peak"] = build_peak(name, D, d)
         yield row
-    sizes = [("d", D, size) for size in scale_d if size <= D] + [("D", size, 1000) for size in scale_D]
+    sizes = [("d", D, size) for size in scale_d if size <= D] + [("D", size, SCALE_FIXED_D) for size in scale_D]
     for part, rows, columns in sizes:
-        for name in CHEAP:
+        for name in cheap():
             P = make_projection(name, rows, columns).to(device)
             costs = product_costs(P, rounds if rows * columns < 10**10 else 5, bandwidth)
             yield {"part": part, "projection": name, "layout": "", "D": rows, "d": columns} | costs

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from subspace_lib.projections import Projection, make_projection
+from subspace_lib.projections import ScaledProjection as Scaled  # noqa: F401  the name that chapters know it by
+from subspace_lib.projections.base import generator
 from subspace_lib.projections.sparse import distinct_integers
 
 
@@ -61,7 +62,7 @@ def restate(name: str, D: int, d: int, seed: int) -> Projection:
     else:
         density = 1 / math.sqrt(d if recipe.density == "1/sqrt(d)" else D)
         P = SharedRows(D, d, seed, density, recipe.one_sign) if recipe.shared else _sparse(D, d, seed, density)
-    return Scaled(P, math.sqrt(D / d)) if recipe.long else P
+    return math.sqrt(D / d) * P if recipe.long else P
 
 
 def _sparse(D: int, d: int, seed: int, density: float) -> Projection:
@@ -78,10 +79,11 @@ class SharedRows(Projection):
 
     def __init__(self, D: int, d: int, seed: int, density: float, one_sign: bool = False) -> None:
         super().__init__(D, d, seed)
+        self.density, self.one_sign = density, one_sign
         self.k = max(1, round(density * D))
-        generator = torch.Generator().manual_seed(seed)
-        self.register_buffer("rows", distinct_integers(1, self.k, D, generator)[0].long(), persistent=False)
-        coins = torch.randint(0, 2, (d, self.k), generator=generator, dtype=torch.int8)
+        drawn = generator(seed)
+        self.register_buffer("rows", distinct_integers(1, self.k, D, drawn)[0].long(), persistent=False)
+        coins = torch.randint(0, 2, (d, self.k), generator=drawn, dtype=torch.int8)
         signs = (coins if one_sign else 2 * coins - 1).to(self.dtype)
         self.register_buffer("values", signs / math.sqrt(self.k), persistent=False)
 
@@ -93,32 +95,3 @@ class SharedRows(Projection):
 
     def _multiply_transposed(self, v: Tensor) -> Tensor:
         return v.index_select(-1, self.rows) @ self.values.T
-
-
-class Scaled(Projection):
-    """A projection times a number, and so with columns of another norm."""
-
-    name = "scaled"
-
-    def __init__(self, P: Projection, factor: float) -> None:
-        super().__init__(P.D, P.d, P.seed, dtype=P.dtype)
-        self.P, self.factor = P, factor
-        self.to(P.device)
-
-    def options(self) -> dict[str, Any]:
-        """The factor, and what is multiplied."""
-        return {"factor": self.factor, "P": self.P.recipe()}
-
-    def _multiply(self, z: Tensor) -> Tensor:
-        return self.P._multiply(self.factor * z)
-
-    def _multiply_transposed(self, v: Tensor) -> Tensor:
-        return self.factor * self.P._multiply_transposed(v)
-
-    def write(self, theta0: Tensor, z: Tensor, out: Tensor) -> None:
-        """Write theta0 + P z into ``out``."""
-        self.P.write(theta0, self.factor * z, out)
-
-    def pull(self, v: Tensor) -> Tensor:
-        """P^T v for a v that the caller gives up."""
-        return self.factor * self.P.pull(v)

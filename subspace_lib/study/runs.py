@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
 from subspace_lib.data import Data
-from subspace_lib.many import fit_many
 from subspace_lib.memory import PeakMemory
 from subspace_lib.projections import LayerwiseProjection, Projection, make_projection
 from subspace_lib.study.records import Spec
-from subspace_lib.study.restated import RESTATED, Scaled, restate
+from subspace_lib.study.restated import RESTATED, restate
 from subspace_lib.subspace import SubspaceModel, count_parameters
 from subspace_lib.tasks.models import MLP, LeNet, SmallLeNet
-from subspace_lib.training import DivergedError, History, fit
+from subspace_lib.training import DivergedError, History, fit, fit_many
 
 P_SEED = 1_000_000
 """P is drawn with this plus the run's seed: with the same seed as theta0 it would repeat theta0's random numbers."""
@@ -56,7 +54,7 @@ def run(specs: Sequence[Spec], data: Data) -> list[dict[str, Any]]:
             try:
                 histories = [fit(models[0], data, lr=first.lr, **options)]
             except DivergedError as error:
-                histories = [replace(error.history, diverged=True)]
+                histories = [error.history]
         else:
             subspaces = [model for model in models if isinstance(model, SubspaceModel)]
             histories = fit_many(subspaces, data, lr=[spec.lr for spec in specs], **options)
@@ -112,7 +110,7 @@ def _make_projection(spec: Spec, net: nn.Module) -> Projection:
             raise ValueError(f"a split of d = {spec.d} over {len(sizes)} layers was expected, got {split}")
         blocks = (draw(D, d, seed * len(sizes) + layer) for layer, (D, d) in enumerate(zip(sizes, split, strict=True)))
         P = LayerwiseProjection(list(blocks))
-    return P if scale is None else Scaled(P, scale)
+    return P if scale is None else scale * P
 
 
 def _result(model: nn.Module, history: History, together: int) -> dict[str, Any]:
@@ -123,12 +121,12 @@ def _result(model: nn.Module, history: History, together: int) -> dict[str, Any]
         "d": model.P.d if isinstance(model, SubspaceModel) else D,
         "train_loss": _finite(history.train_loss),
         "val_loss_curve": _finite(history.val_loss),
-        "val_accuracy_curve": history.val_accuracy,
+        "val_accuracy_curve": _finite(history.val_accuracy),
         "best_epoch": best,
         "epochs_run": len(history.train_loss),
-        "val_accuracy": history.val_accuracy[best] if history.val_accuracy else None,
+        "val_accuracy": _finite(history.val_accuracy[best : best + 1] or [None])[0],
         "val_loss": _finite(history.val_loss[best : best + 1] or [None])[0],
-        "test_accuracy": history.test_accuracy,
+        "test_accuracy": _finite([history.test_accuracy])[0],
         "diverged": history.diverged,
         "steps": history.steps,
         "seconds": round(history.seconds / together, 3),

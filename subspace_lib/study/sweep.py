@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-import subprocess
+import os
 import time
 import traceback
 from collections import defaultdict
@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from subspace_lib.data import Data
 from subspace_lib.files import replaced_atomically
+from subspace_lib.processes import Unfinished, commit, die_with_parent
 from subspace_lib.study.records import Record, Spec, read_records, write_record, write_table
 from subspace_lib.study.runs import run
 from subspace_lib.tasks.datasets import load_dataset
@@ -30,7 +31,7 @@ LARGEST_GROUP = 32
 DASK_TIMEOUT = "10s"
 
 
-class SweepError(Exception):
+class SweepError(Unfinished):
     """Some runs failed; the message lists them. All others are recorded."""
 
 
@@ -91,7 +92,7 @@ def sweep(
     records.mkdir(parents=True, exist_ok=True)
     failures: dict[str, str] = {}
     work = functools.partial(
-        _attempt, folder=records.resolve(), device=device, require_real=require_real, commit=commit()
+        _attempt, folder=records.resolve(), device=device, require_real=require_real, commit=code_commit()
     )
     try:
         known = gather(records, table, specs)
@@ -193,6 +194,13 @@ def _attempt(
     return outcome
 
 
+def _tied(work: Callable[[Sequence[Spec]], dict[str, str]], group: Sequence[Spec], *, parent: int) -> dict[str, str]:
+    """Do the work; a process of its own for it ends when ``parent`` does."""
+    if os.getpid() != parent:
+        die_with_parent(parent)
+    return work(group)
+
+
 def _note_failure(path: Path, spec: Spec) -> None:
     try:
         with replaced_atomically(path) as temporary:
@@ -249,6 +257,7 @@ def _in_processes(
     work: Callable[[Sequence[Spec]], dict[str, str]], groups: Sequence[list[Spec]], jobs: int
 ) -> Iterator[dict[str, str]]:
     """Outcomes as they come; a process that dies takes its own run with it, and the others are made all the same."""
+    work = functools.partial(_tied, work, parent=os.getpid())
     todo = list(groups)
     while todo:
         before = len(todo)
@@ -265,15 +274,6 @@ def _in_processes(
             time.sleep(1)
 
 
-def commit() -> str:
+def code_commit() -> str:
     """The commit of the library's code, with "-dirty" where the code differs from it; or "unknown"."""
-    package = Path(__file__).resolve().parents[1]
-
-    def git(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=package, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        changed = git("status", "--porcelain", "--", ".")
-        return git("rev-parse", "--short", "HEAD") + ("-dirty" if changed else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+    return commit(Path(__file__).resolve().parents[1], everything=False)

@@ -85,10 +85,12 @@ def load_dataset(
         if arrays is not None:
             _keep(path, arrays)
     if arrays is not None:
+        _note(name)
         return _decode(arrays, known, device, name, f"real {known.title}")
     if require_real:
         raise RealDataMissing(f"real {known.title} is not at {path} ({reason}); {_advice(path)}")
     _announce(known.title, path, reason)
+    _note(f"{name}-standin")
     source = f"offline stand-in for {known.title}, drawn by subspace_lib"
     return _decode(known.draw(), known, device, f"{name}-standin", source)
 
@@ -187,6 +189,13 @@ def _advice(path: Path) -> str:
         f"connect to the network and start again, or put {path.name} (uint8 arrays {', '.join(KEYS)}) "
         f"into {path.parent}, or set SUBSPACE_DATA to the folder that holds it"
     )
+
+
+def _note(name: str) -> None:
+    """Write down which images were taken, in the file $SUBSPACE_LOADED, for whoever runs this process and asks."""
+    if asked := os.environ.get("SUBSPACE_LOADED"):
+        with Path(asked).open("a", encoding="utf-8") as file:
+            file.write(f"{name}\n")
 
 
 @functools.cache

@@ -1,0 +1,136 @@
+"""Programs beside this one: children that end when their parent does, and what git says. All that differs between
+systems (process groups, signals of the parent's death) stands here.
+
+Run as a script it is the first thing in such a child: ``python processes.py MODULE ARGUMENTS`` is ``python -m MODULE
+ARGUMENTS`` tied to its parent, and ``MODULE:FUNCTION`` calls a function without arguments, as an entry point is called.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import IO
+
+
+class Unfinished(Exception):
+    """Part of what was asked for failed, and the rest is done; the message says which part and why."""
+
+
+PARENT = "SUBSPACE_PARENT"
+PR_SET_PDEATHSIG = 1
+SYNCHRONIZE, INFINITE = 0x00100000, 0xFFFFFFFF
+UNTIL_GONE = 10.0  # seconds
+
+
+def tied(program: str, *arguments: str) -> list[str]:
+    """The command that runs ``MODULE`` or ``MODULE:FUNCTION`` in a child that ends with whoever starts it."""
+    return [sys.executable, "-P", str(Path(__file__).resolve()), program, *arguments]
+
+
+def start(
+    command: Sequence[str], environment: Mapping[str, str], output: IO[bytes] | None = None
+) -> subprocess.Popen[bytes]:
+    """Start a command of ``tied`` in a process group of its own, which a Ctrl-C in the terminal does not reach.
+
+    Parameters
+    ----------
+    command : sequence of str
+        From ``tied``.
+    environment : mapping
+        The child's environment, in full; it finds this library whatever its folder is.
+    output : file, optional
+        Where it prints; by default where we do.
+    """
+    grouped = {"process_group": 0} if hasattr(os, "setpgid") else {"creationflags": 0x200}  # CREATE_NEW_PROCESS_GROUP
+    library = str(Path(__file__).resolve().parents[1])
+    path = os.pathsep.join(filter(None, (library, environment.get("PYTHONPATH"))))
+    told = {**environment, PARENT: str(os.getpid()), "PYTHONPATH": path}
+    return subprocess.Popen(  # type: ignore[call-overload, no-any-return]
+        command, env=told, stdin=subprocess.DEVNULL, stdout=output, stderr=output and subprocess.STDOUT, **grouped
+    )
+
+
+def end(children: Iterable[subprocess.Popen[bytes]]) -> None:
+    """End children of ``start`` and their groups at once, and wait until they are gone."""
+    children = [child for child in children if child.poll() is None]
+    for child in children:
+        if hasattr(os, "killpg"):
+            os.killpg(child.pid, signal.SIGKILL)
+        else:
+            child.kill()
+    for child in children:
+        child.wait(timeout=UNTIL_GONE)
+
+
+def die_with_parent(parent: int | None = None) -> None:
+    """From now on this process ends when its parent does, however that ends.
+
+    On Linux the kernel sees to it, also while C code holds the interpreter; elsewhere a thread watches.
+
+    Parameters
+    ----------
+    parent : int, optional
+        Who that is; this process ends at once if it has another parent by now.
+    """
+    expected = os.getppid() if parent is None else parent
+    if not _killed_by_linux():
+        threading.Thread(target=_end_after, args=(expected,), daemon=True).start()
+    elif os.getppid() != expected:
+        os._exit(1)
+
+
+def commit(folder: Path, everything: bool = True) -> str:
+    """The commit of the checkout that a folder belongs to, or "unknown".
+
+    It ends in "-dirty" where a file that git follows has changed; with ``everything`` False only where a file below the
+    folder has, or is new there.
+    """
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(folder), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    where = ("--untracked-files=no", "--", ":/") if everything else ("--", ".")
+    try:
+        changed = git("status", "--porcelain", *where)
+        return git("describe", "--always", "--exclude=*") + ("-dirty" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _killed_by_linux() -> bool:
+    if sys.platform != "linux":
+        return False
+    try:
+        return bool(ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL) == 0)
+    except (OSError, AttributeError):
+        return False
+
+
+def _end_after(parent: int) -> None:
+    if sys.platform == "win32":
+        handle = ctypes.windll.kernel32.OpenProcess(SYNCHRONIZE, False, parent)
+        ctypes.windll.kernel32.WaitForSingleObject(handle, INFINITE)
+    else:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    told = os.environ.pop(PARENT, None) or os.environ.get("JPY_PARENT_PID")  # Jupyter tells its kernels so
+    die_with_parent(int(told) if told else None)
+    del sys.argv[0]
+    module, _, function = sys.argv[0].partition(":")
+    if function:
+        sys.exit(getattr(importlib.import_module(module), function)())
+    runpy.run_module(module, run_name="__main__", alter_sys=True)

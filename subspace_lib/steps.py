@@ -1,0 +1,245 @@
+"""What the loop of training.py moves: one network, one subspace, or many subspaces side by side."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from subspace_lib.data import batches_of
+from subspace_lib.subspace import SubspaceModel
+
+Measure = Callable[[Any, Tensor], Any]
+"""A loss or a metric: from the network's outputs on a batch and its targets to the mean over the batch."""
+
+State = dict[str, Tensor]
+
+
+def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Share of the rows whose largest output is at the target: a class, or the most probable one."""
+    classes = targets.argmax(1) if targets.is_floating_point() else targets
+    return (outputs.argmax(1) == classes).double().mean()
+
+
+class Runs(ABC):
+    """One run, or several over one stream of batches, as the loop knows them.
+
+    Parameters
+    ----------
+    net : nn.Module
+        The network whose modes all runs follow.
+    loss, metric : callable
+        Without a metric there is accuracy for cross-entropy, and nothing for another loss.
+    optimizer : torch.optim.Optimizer, optional
+        Needed to train.
+    """
+
+    count = 1
+
+    def __init__(
+        self, net: nn.Module, loss: Measure, metric: Measure | None, optimizer: torch.optim.Optimizer | None = None
+    ) -> None:
+        self.net = net
+        self.loss = loss
+        self.metric = accuracy if metric is None and loss is F.cross_entropy else metric
+        self.resting = [module for module in net.modules() if net.training and not module.training]
+        if optimizer is not None:
+            self.optimizer = optimizer
+            self.rates = [group["lr"] for group in optimizer.param_groups]
+
+    @abstractmethod
+    def each(self, measure: Measure, inputs: Tensor, targets: Tensor) -> Tensor:
+        """A measure of every run on one batch, of shape (runs, ...); of a single run, its own shape."""
+
+    @abstractmethod
+    def pull(self, losses: Tensor) -> None:
+        """Put the gradient of the losses where the optimiser looks for it."""
+
+    @abstractmethod
+    def state(self, i: int) -> State:
+        """A copy of what training changes in run i."""
+
+    @abstractmethod
+    def restore(self, i: int, state: State) -> None:
+        """Put run i, and the model that was given, where ``state`` found it."""
+
+    def step(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """One step of every run on one batch; gives the loss of each."""
+        losses = self.each(self.loss, inputs, targets)
+        self.pull(losses)
+        self.optimizer.step()
+        return losses.detach()
+
+    def set_rate(self, share: float) -> None:
+        """Set every learning rate to a share of what it was."""
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = share * rate
+
+    def train(self) -> None:
+        """Training mode, but for modules that the caller put in evaluation mode inside a training network."""
+        self.net.train()
+        for module in self.resting:
+            module.training = False
+
+    @torch.no_grad()
+    def evaluate(self, rows: Any, size: int = 1000) -> list[tuple[float, float]]:
+        """Mean loss and metric of every run in evaluation mode; the metric is nan where there is none, or no loss."""
+
+        def both(outputs: Any, targets: Tensor) -> Tensor:
+            loss = self.loss(outputs, targets)
+            metric = math.nan if self.metric is None else self.metric(outputs, targets)
+            return torch.stack([torch.as_tensor(one, device=targets.device).double() for one in (loss, metric)])
+
+        total, count = torch.zeros(self.count, 2, dtype=torch.float64, device=(device := device_of(self.net))), 0
+        with modes_kept(self.net):
+            self.net.eval()
+            for inputs, targets in batches_of(rows, size, device):
+                total += self.each(both, inputs, targets) * len(targets)
+                count += len(targets)
+        if not count:
+            raise ValueError("there is no row to evaluate on, allowed 1 or more")
+        means: list[list[float]] = (total / count).tolist()
+        return [(loss, math.nan if math.isnan(loss) else metric) for loss, metric in means]
+
+
+class One(Runs):
+    """An ordinary network: all its weights are trained."""
+
+    def each(self, measure: Measure, inputs: Tensor, targets: Tensor) -> Tensor:
+        value: Tensor = measure(self.net(laid_out(inputs)), targets)
+        return value
+
+    def pull(self, losses: Tensor) -> None:
+        self.optimizer.zero_grad()
+        losses.backward()
+
+    def changing(self) -> State:
+        """What training changes, by name."""
+        return {name: p for name, p in self.net.named_parameters() if p.requires_grad} | dict(self.net.named_buffers())
+
+    def state(self, i: int) -> State:
+        return {name: tensor.detach().clone() for name, tensor in self.changing().items()}
+
+    @torch.no_grad()
+    def restore(self, i: int, state: State) -> None:
+        for name, tensor in self.changing().items():
+            if name in state:
+                tensor.copy_(state[name])
+
+
+class OneSubspace(One):
+    """A SubspaceModel, trained in the form that its ``train_form`` gives; the model follows on ``restore``."""
+
+    def __init__(
+        self, model: SubspaceModel, loss: Measure, metric: Measure | None, optimizer_class: Any, **options: Any
+    ) -> None:
+        net, self.subspace = model.train_form(optimizer_class, **options)
+        super().__init__(net, loss, metric, self.subspace)
+        self.model = model
+
+    def changing(self) -> State:
+        return dict(self.net.named_buffers())
+
+    def state(self, i: int) -> State:
+        return super().state(i) | {"": self.subspace.z.detach().clone()}
+
+    def restore(self, i: int, state: State) -> None:
+        super().restore(i, state)
+        self.subspace.set_z(state[""])
+        self.model.take(self.subspace.z, self.net)
+
+
+class SideBySide(Runs):
+    """Subspaces of one architecture: theta of shape (runs, D), the buffers alike, and one z a run."""
+
+    def __init__(
+        self,
+        models: Sequence[SubspaceModel],
+        loss: Measure,
+        metric: Measure | None,
+        optimizer_class: Callable[..., torch.optim.Optimizer],
+        rates: Sequence[float],
+    ) -> None:
+        groups = [{"params": [model.z], "lr": rate} for model, rate in zip(models, rates, strict=True)]
+        optimizer = optimizer_class(groups, lr=rates[0], **fused(optimizer_class))
+        super().__init__(copy.deepcopy(models[0].net), loss, metric, optimizer)
+        self.models, self.count = models, len(models)
+        self.theta0 = torch.stack([model.theta0 for model in models])
+        self.theta = self.theta0.clone().requires_grad_()
+        weights = models[0].cut(self.theta0[0])
+        names = [name for name, _ in self.net.named_buffers() if name not in weights]
+        self.buffers = {name: torch.stack([model.net.get_buffer(name) for model in models]) for name in names}
+        for i in range(self.count):
+            self._write(i)
+
+    def each(self, measure: Measure, inputs: Tensor, targets: Tensor) -> Tensor:
+        def call(theta: Tensor, buffers: State) -> Any:
+            tensors = self.models[0].cut(theta) | buffers
+            return measure(torch.func.functional_call(self.net, tensors, (x,), tie_weights=False), targets)
+
+        x = laid_out(inputs)
+        values: Tensor = torch.vmap(call, randomness="different")(self.theta, self.buffers)
+        return values
+
+    def pull(self, losses: Tensor) -> None:
+        (gradients,) = torch.autograd.grad(losses.sum(), self.theta)
+        for model, gradient in zip(self.models, gradients, strict=True):
+            model.z.grad = model.P.pull(gradient)
+
+    def step(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        losses = super().step(inputs, targets)
+        for i in range(self.count):
+            self._write(i)
+        return losses
+
+    def state(self, i: int) -> State:
+        return {"": self.models[i].z.detach().clone()} | {name: b[i].clone() for name, b in self.buffers.items()}
+
+    @torch.no_grad()
+    def restore(self, i: int, state: State) -> None:
+        model = self.models[i]
+        model.z.copy_(state[""])
+        model.z.grad = None
+        for name, buffer in self.buffers.items():
+            buffer[i] = state[name]
+            model.net.get_buffer(name).copy_(state[name])
+        self._write(i)
+
+    @torch.no_grad()
+    def _write(self, i: int) -> None:
+        self.models[i].P.write(self.theta0[i], self.models[i].z, self.theta[i])
+
+
+@contextlib.contextmanager
+def modes_kept(net: nn.Module) -> Iterator[None]:
+    """Leave every module in the mode, training or evaluation, in which it was found."""
+    modes = [(module, module.training) for module in net.modules()]
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def device_of(net: nn.Module) -> torch.device:
+    """The device of a network's first tensor; the CPU's for one without."""
+    return next((tensor.device for tensor in (*net.parameters(), *net.buffers())), torch.device("cpu"))
+
+
+def fused(optimizer_class: Callable[..., torch.optim.Optimizer]) -> dict[str, bool]:
+    """The keyword that makes an optimiser one operation, where it has one."""
+    return {"fused": True} if optimizer_class in (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD) else {}
+
+
+def laid_out(images: Tensor) -> Tensor:
+    """Images with their channels last, in which convolutions on a CPU run up to twice as fast."""
+    if images.ndim == 4 and images.device.type == "cpu":
+        return images.contiguous(memory_format=torch.channels_last)
+    return images
