@@ -105,6 +105,7 @@ class TestMatrix(Made):
         P = MatrixProjection(in_layout(matrix, self.layout))
         assert torch.equal(P.to_dense(), matrix)
         assert P.nbytes >= matrix.nbytes
+        assert (2 * P).nbytes == P.nbytes
 
     def test_it_has_no_recipe(self):
         P = 2 * self.make(61, 9)
