@@ -40,13 +40,7 @@ class OneHotProjection(Projection):
     signed_scale: Tensor  # (2, d) plus and minus one over the square root of each group's size
 
     def _multiply(self, z: Tensor) -> Tensor:
-        return self._table(z).index_select(-1, self.entry)
-
-    def _write(self, theta0: Tensor, z: Tensor, out: Tensor) -> None:
-        torch.index_select(self._table(z), 0, self.entry, out=out).add_(theta0)
-
-    def _table(self, z: Tensor) -> Tensor:
-        return (z[..., None, :] * self.signed_scale).flatten(-2)
+        return (z[..., None, :] * self.signed_scale).flatten(-2).index_select(-1, self.entry)
 
     def _multiply_transposed(self, v: Tensor) -> Tensor:
         # One table for each half of the weights, so that two threads can fill them; an odd one is added at the end.
