@@ -57,7 +57,7 @@ class SubspaceOptimizer(torch.optim.Optimizer):
     >>> optimizer = SubspaceOptimizer(net, make_projection("one_hot", 63, 10), torch.optim.Adam, lr=0.1)
     >>> net(torch.ones(1, 20)).sum().backward()
     >>> optimizer.step()
-    >>> float(optimizer.z.detach().abs().max().round(decimals=3))
+    >>> round(float(optimizer.z.detach().abs().max()), 3)
     0.1
     """
 

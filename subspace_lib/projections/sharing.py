@@ -14,6 +14,11 @@ class OneHotProjection(Projection):
     A random permutation of the weights is cut into d groups whose sizes differ by at most one; the weights
     of group j are +-z_j / sqrt(size of the group). The columns do not overlap, so P is orthonormal exactly,
     and every weight moves. Keeps one 64-bit index a weight.
+
+    Examples
+    --------
+    >>> make_projection("one_hot", D=6, d=2).to_dense().count_nonzero(dim=0)
+    tensor([3, 3])
     """
 
     name = "one_hot"

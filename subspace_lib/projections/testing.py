@@ -41,9 +41,9 @@ class ProjectionContract:
 
     Examples
     --------
-    >>> class TestDense(ProjectionContract):
-    ...     family = DenseProjection
-    >>> TestDense().test_adjoint_is_the_transpose()
+    >>> class TestOneHot(ProjectionContract):
+    ...     family = PROJECTIONS["one_hot"]
+    >>> TestOneHot().test_adjoint_is_the_transpose()
     """
 
     family: type[Projection] | None = None

@@ -86,6 +86,12 @@ class HadamardProjection(Projection):
     References
     ----------
     Ailon and Chazelle (2009), for a Hadamard transform under random signs.
+
+    Examples
+    --------
+    >>> P = make_projection("hadamard", D=100_000, d=500)
+    >>> diagnose(P)["reach"], P.nbytes < 5 * P.D
+    (1.0, True)
     """
 
     name = "hadamard"
@@ -186,6 +192,12 @@ class FastfoodProjection(Projection):
     Blocks S H G Pi H B of n = 2^k >= d rows, all computed at once: B random signs, Pi a random permutation, which
     all blocks share, G Gaussian factors, S row lengths as a Gaussian matrix would have them. What passes D is cut.
     The columns have norm 1 in expectation. Keeps two numbers and a byte a weight.
+
+    Examples
+    --------
+    >>> P = make_projection("fastfood", D=100_000, d=500)
+    >>> P(torch.ones(500)).shape, P.nbytes < 10 * P.D
+    (torch.Size([100000]), True)
     """
 
     name = "fastfood"
