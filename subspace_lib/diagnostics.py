@@ -11,8 +11,13 @@ import torch
 from torch import Tensor
 
 from subspace_lib.projections import Projection
+from subspace_lib.projections.base import wide
 
 SAMPLED_COLUMNS = 64
+LARGEST_RANK = 1024
+"""All columns are looked at for their rank up to so many,"""
+LARGEST_MATRIX = 2**25
+"""and so many numbers in all."""
 SAMPLED_DISPLACEMENTS = 16
 STRETCHES = 64
 REPEATS = 7
@@ -34,7 +39,8 @@ class Diagnosis(dict[str, float | int | str]):
 def diagnose(P: Projection, seed: int = 0) -> Diagnosis:
     """Measure what makes a projection good, without building it.
 
-    Norms, cosines and rank come from at most 64 columns, drawn at random; ``columns sampled`` says how many.
+    Norms and cosines come from at most 64 columns, drawn at random; ``columns sampled`` says how many. The rank is
+    that of all columns where P has at most 1024 columns and 2^25 numbers, else only what the sample tells of it.
     The rest is exact, or a time measured here and now.
 
     Parameters
@@ -51,8 +57,15 @@ def diagnose(P: Projection, seed: int = 0) -> Diagnosis:
         to being parallel; ``reach``, the share of the weights that any z can move; ``least moved stretch`` and
         ``most moved stretch``: how far random z move a stretch of the weights over how far they move all of them
         (root mean square), with the weights cut in their order into up to 64 stretches of at least 64;
-        ``rank of the sample``; ``adjoint error``, ``|<P z, v> - <z, P^T v>| / (|P z| |v|)``; ``bytes`` that P keeps;
+        ``rank``, a number, or "at least ..." where only the sample was looked at; ``rank of the sample``;
+        ``adjoint error``, ``|<P z, v> - <z, P^T v>| / (|P z| |v|)``; ``bytes`` that P keeps;
         ``forward ms`` and ``adjoint ms``, medians of a few calls.
+
+    Examples
+    --------
+    >>> found = diagnose(make_projection("one_hot", D=1000, d=100))
+    >>> found["rank"], found["reach"]
+    (100, 1.0)
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -62,9 +75,14 @@ def diagnose(P: Projection, seed: int = 0) -> Diagnosis:
     count = min(P.d, SAMPLED_COLUMNS)
     chosen = torch.randperm(P.d, generator=generator)[:count].to(P.device)
     columns = P(torch.nn.functional.one_hot(chosen, P.d).to(P.dtype))
-    norms = columns.norm(dim=1)
-    cosines = (columns @ columns.T) / (norms[:, None] * norms)
-    rank = torch.linalg.matrix_rank(cosines, hermitian=True)  # of unit columns: their lengths play no part
+    norms, cosines = columns.norm(dim=1), _cosines(columns)
+    sampled = _rank(cosines)
+    if count == P.d:
+        rank: int | str = sampled
+    elif P.d <= LARGEST_RANK and P.D * P.d <= LARGEST_MATRIX:
+        rank = _rank(_cosines(P.to_dense().T))
+    else:
+        rank = f"at least {sampled} (of {P.d:,} columns {count} were looked at)"
     cosines.fill_diagonal_(0)
     z, v = normal(P.d), normal(P.D)
     moved = _movement(P(normal(SAMPLED_DISPLACEMENTS * P.d).view(-1, P.d)))
@@ -83,11 +101,12 @@ def diagnose(P: Projection, seed: int = 0) -> Diagnosis:
             "reach": float((displacement != 0).double().mean()),
             "least moved stretch": float(moved.min()),
             "most moved stretch": float(moved.max()),
-            "rank of the sample": int(rank),
+            "rank": rank,
+            "rank of the sample": sampled,
             "adjoint error": float(error),
             "bytes": P.nbytes,
-            "forward ms": _milliseconds(P, z),
-            "adjoint ms": _milliseconds(P.adjoint, v),
+            "forward ms": milliseconds(lambda: P(z), P.device.type),
+            "adjoint ms": milliseconds(lambda: P.adjoint(v), P.device.type),
         }
     )
 
@@ -99,20 +118,35 @@ def _movement(displacements: Tensor) -> Tensor:
     return torch.stack([stretch.mean() for stretch in stretches]).div(squares.mean()).sqrt()
 
 
-def _milliseconds(function: Callable[[Tensor], Tensor], x: Tensor) -> float:
-    times = []
-    for _ in range(REPEATS):
-        _wait(x)
+def _cosines(columns: Tensor) -> Tensor:
+    """Between all columns of P, given as rows; 0 where a column is zero."""
+    unit = torch.nn.functional.normalize(columns.to(wide(columns.dtype)), dim=1)
+    return unit @ unit.T
+
+
+def _rank(cosines: Tensor) -> int:
+    """How many columns are independent; their lengths play no part."""
+    return int(torch.linalg.matrix_rank(cosines, hermitian=True))
+
+
+def milliseconds(function: Callable[[], object], device: str = "cpu", rounds: int = REPEATS) -> float:
+    """Median time of a call after a first one, by the GPU's own clock where there is one."""
+    function()
+    return median(once(function, device) for _ in range(rounds))
+
+
+def once(function: Callable[[], object], device: str = "cpu") -> float:
+    """Milliseconds of one call."""
+    if not device.startswith("cuda"):
         started = time.perf_counter()
-        function(x)
-        _wait(x)
-        times.append(time.perf_counter() - started)
-    return 1000 * median(times)
-
-
-def _wait(x: Tensor) -> None:
-    if x.is_cuda:
-        torch.cuda.synchronize(x.device)
+        function()
+        return 1000 * (time.perf_counter() - started)
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
+    function()
+    end.record()
+    end.synchronize()
+    return float(start.elapsed_time(end))
 
 
 def _text(value: float | int | str) -> str:

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
+from typing import Any
 
 import numpy as np
+
+from subspace_lib.checks import integer, positive
+from subspace_lib.checks import seed as checked_seed
 
 SEEDS_OF_AN_INTERVAL = 5
 RESAMPLES = 2000
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Estimate:
-    """An intrinsic dimension and how well it is known.
+    """An intrinsic dimension and how well it is known; printed, it says so in words.
 
     Attributes
     ----------
     d90 : float
-        Where the isotonic fit of the curve reaches the level; infinity, if it never does.
+        Where the isotonic fit of the curve reaches the level; infinity, if it does not reach it by the largest d tried.
     low, high : float
         Its 95% bootstrap interval over seeds, the baseline's included (from five seeds it is too short for its name:
         for the mean of five normal numbers it covers about 84%); or the smallest and largest of d90 and of the single
@@ -44,19 +49,32 @@ class Estimate:
     bracketed: bool
     curve: dict[int, float]
 
+    def __repr__(self) -> str:
+        """For instance: d_int90 = 77.3 (interval 70.1 to 84.2), or d_int90 not reached by d = 1000."""
+        smallest, largest = min(self.curve), max(self.curve)
+        low, high = (f"beyond {largest}" if d == math.inf else f"{d:.4g}" for d in (self.low, self.high))
+        if self.d90 == math.inf:
+            found = f"not reached by d = {largest}"
+        elif not self.bracketed:
+            found = f"reached by d = {smallest} already"
+        else:
+            found = f"= {self.d90:.4g}"
+        return f"d_int{100 * self.level / self.baseline:.4g} {found} ({self.kind} {low} to {high})"
+
 
 def intrinsic_dimension(
-    curve: Mapping[int, Sequence[float]], baseline: Sequence[float] | float, share: float = 0.9, seed: int = 0
+    curve: Mapping[int, Sequence[float] | float], baseline: Sequence[float] | float, share: float = 0.9, seed: int = 0
 ) -> Estimate:
     """The smallest d that reaches a share of the baseline, from runs over several d and seeds.
 
     Parameters
     ----------
-    curve : mapping of int to sequence of float
-        Performance at each d, one number a seed, all in the same order of seeds.
+    curve : mapping of int to sequence of float, or to float
+        Performance at each d, one number a seed, all in the same order of seeds; more is better. A single number is
+        that of one seed.
     baseline : sequence of float, or float
-        Performance of direct training with each of these seeds: the network's own baseline. A single number is a
-        fixed one, without spread.
+        Performance of direct training with each of these seeds: the network's own baseline, above 0. A single number
+        is a fixed one, without spread.
     share : float
         0.9 for d_int90.
     seed : int
@@ -69,20 +87,26 @@ def intrinsic_dimension(
     Raises
     ------
     ValueError
-        If there is no run, a number is NaN, or the share is not positive.
+        If there is no run, d is below 1, a performance is missing or not finite, or baseline or share not positive.
+    TypeError
+        If d is not a whole number.
+
+    Examples
+    --------
+    >>> intrinsic_dimension({10: [0.5, 0.6], 100: [0.9, 0.8], 1000: [0.96, 0.98]}, [1.0, 1.0])
+    d_int90 = 261 (range 100 to 359.4)
+    >>> intrinsic_dimension({10: 0.5, 100: 0.7}, 1.0)
+    d_int90 not reached by d = 100 (range beyond 100 to beyond 100)
 
     References
     ----------
     Li et al. (2018), *Measuring the Intrinsic Dimension of Objective Landscapes*, section 2 (d_int90).
     """
-    own = [float(baseline)] if isinstance(baseline, int | float) else [float(value) for value in baseline]
-    values = {d: [float(value) for value in curve[d]] for d in sorted(curve)}
-    if not values or not own or not all(values.values()):
-        raise ValueError("an intrinsic dimension needs a baseline and at least one run at each d; some have none")
-    if any(math.isnan(value) for value in itertools.chain(own, *values.values())):
-        raise ValueError("the performance of some run is NaN; leave such runs out, or count them as 0")
-    if not (share > 0 and math.isfinite(share)):
-        raise ValueError(f"share must be a positive number, 0.9 for d_int90, got {share}")
+    own = _baseline(baseline)
+    values = {integer("d", d, 1): _performances(f"the performance at d = {d}", curve[d]) for d in sorted(curve)}
+    if not values:
+        raise ValueError("an intrinsic dimension needs a baseline and at least one run at each d; the curve has no d")
+    share, seed = positive("share", share), checked_seed("seed", seed)
 
     def crossing_of(chosen: Sequence[int]) -> tuple[float, dict[int, float]]:
         means = {d: float(np.mean([row[i % len(row)] for i in chosen])) for d, row in values.items()}
@@ -122,7 +146,7 @@ def search_intrinsic_dimension(
     Parameters
     ----------
     performance : callable
-        ``performance(d, seed)``: trains once and gives the performance.
+        ``performance(d, seed)``: trains once and gives the performance, a finite number.
     baseline, share
         As for ``intrinsic_dimension``.
     start, largest : int
@@ -135,23 +159,23 @@ def search_intrinsic_dimension(
     Returns
     -------
     Estimate
-        With ``bracketed`` False, if even ``largest`` falls short of the level.
+        With ``bracketed`` False, if even ``largest`` falls short of the level, or d = 1 reaches it.
 
     Raises
     ------
-    ValueError
-        If a number is out of range.
+    TypeError, ValueError
+        If a number is out of range, or a performance is missing or not finite.
     """
-    if not 1 <= start <= largest:
-        raise ValueError(f"start must lie in 1..{largest} (the largest d), got {start}")
-    if seeds < 1 or not tolerance > 0:
-        raise ValueError(f"seeds and tolerance must be positive, got {seeds} and {tolerance}")
-    level = share * float(np.mean(baseline))
+    largest, seeds = integer("largest", largest, 1), integer("seeds", seeds, 1)
+    start, tolerance = integer("start", start, 1, largest), positive("tolerance", tolerance)
+    level = positive("share", share) * float(np.mean(_baseline(baseline)))
     curve: dict[int, list[float]] = {}
 
     def reaches(d: int) -> bool:
         if d not in curve:
-            curve[d] = [performance(d, seed) for seed in range(seeds)]
+            curve[d] = []
+            for seed in range(seeds):
+                curve[d] += _performances(f"performance({d}, {seed})", performance(d, seed))
         return float(np.mean(curve[d])) >= level
 
     below, above = start, start
@@ -159,10 +183,33 @@ def search_intrinsic_dimension(
         below, above = above, min(2 * above, largest)
     while reaches(below) and below > 1:
         below, above = max(1, below // 2), below
-    while above - below > 1 and above > (1 + tolerance) * below and reaches(above):
+    while above - below > 1 and above > (1 + tolerance) * below and reaches(above) and not reaches(below):
         middle = min(max(round(math.sqrt(below * above)), below + 1), above - 1)
         below, above = (below, middle) if reaches(middle) else (middle, above)
     return intrinsic_dimension(curve, baseline, share)
+
+
+def _performances(what: str, given: Any) -> list[float]:
+    """One number or several, as a list of finite floats."""
+    given = given.tolist() if hasattr(given, "tolist") else given
+    values = list(given) if isinstance(given, Iterable) and not isinstance(given, str) else [given]
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+            raise ValueError(f"{what} is {value!r}, allowed finite numbers; leave such runs out, or count them as 0")
+    if not values:
+        raise ValueError(f"an intrinsic dimension needs a baseline and at least one run at each d; {what} has none")
+    return [float(value) for value in values]
+
+
+def _baseline(given: Any) -> list[float]:
+    """The performances of direct training, of which a share can be asked for."""
+    own = _performances("the baseline", given)
+    if min(own) <= 0:
+        raise ValueError(
+            f"the baseline is {min(own):g}, allowed numbers above 0: a share of it is asked for; "
+            "give a performance of which more is better, such as accuracy, and not a loss"
+        )
+    return own
 
 
 def increasing(means: Mapping[int, float], weights: Mapping[int, float]) -> dict[int, float]:
@@ -194,10 +241,12 @@ def crossing(accuracy: Mapping[int, float], level: float) -> float:
     Raises
     ------
     ValueError
-        If there is no point, or a number is NaN.
+        If there is no point, a d is not above 0, or a number is infinite or NaN.
     """
-    if not accuracy or any(map(math.isnan, (level, *accuracy.values()))):
-        raise ValueError(f"a crossing needs at least one point and no NaN, got {dict(accuracy)} and level {level}")
+    if not accuracy or min(accuracy) <= 0 or not all(map(math.isfinite, (level, *accuracy.values()))):
+        raise ValueError(
+            f"a crossing needs at least one point, d above 0 and finite numbers, got {dict(accuracy)} and level {level}"
+        )
     points = sorted(accuracy.items())
     if points[0][1] >= level:
         return float(points[0][0])

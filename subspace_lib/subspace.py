@@ -1,21 +1,40 @@
-"""theta = theta0 + P z: as a module to read, and as an optimiser to train with."""
+"""theta = theta0 + P z as a module, to read, to save and to experiment with."""
 
 from __future__ import annotations
 
-import copy
-from collections import defaultdict
-from collections.abc import Callable
+import threading
+import weakref
+from collections.abc import Callable, Iterable
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
 
-from subspace_lib import checkpoint
+from subspace_lib import checkpoint, checks
 from subspace_lib.checkpoint import CheckpointError
-from subspace_lib.memory import keep_freed_memory
+from subspace_lib.networks import (
+    copied,
+    count_parameters,
+    emptied,
+    filled,
+    flat,
+    give_buffers,
+    hollow,
+    kept,
+    names_of,
+    reaches,
+    trained,
+)
+from subspace_lib.optimizer import SubspaceOptimizer, check_z, probe
 from subspace_lib.projections import Projection, from_recipe, has_recipe
 from subspace_lib.projections.base import fingerprint, same_fingerprint
+
+__all__ = ["SubspaceModel", "SubspaceOptimizer", "count_parameters"]
+
+_DRAWING = threading.RLock()
+"""Held while a theta0 is drawn: torch has one generator for all threads."""
 
 
 class SubspaceModel(nn.Module):
@@ -29,14 +48,16 @@ class SubspaceModel(nn.Module):
     ----------
     net : nn.Module
         Any network; it is copied. Tied weights count once, buffers stay buffers, and parameters with
-        ``requires_grad=False`` stay as they are.
+        ``requires_grad=False`` stay as they are. Weights may be of a shorter type than P, whose type z and theta0 have.
     P : Projection
         A projection whose D is the number of trainable parameters of ``net``.
 
     Raises
     ------
     ValueError
-        If ``net`` has no trainable parameter, their types or devices differ, or their number is not ``P.D``.
+        If ``net`` has no trainable parameter, their number is not ``P.D``, P cannot hold their type, or the network
+        cannot be copied and taken apart, as TorchScript cannot; and from the first forward pass, if it reaches a
+        weight in another way than as an attribute of its layer. ``SubspaceOptimizer`` can train most of these.
 
     References
     ----------
@@ -45,25 +66,44 @@ class SubspaceModel(nn.Module):
 
     def __init__(self, net: nn.Module, P: Projection) -> None:
         super().__init__()
-        theta0 = _flatten(_trainable(net, P))
+        weights = trained(net, P)
+        theta0 = flat(weights.values(), P.dtype)
         self.P = P
         self.z = nn.Parameter(theta0.new_zeros(P.d))
         self.theta0_seed: int | None = None
+        self._made: dict[str, int] = {}
         self.register_buffer("theta0", theta0)
-        self.net, self._trained, self._frozen = _without_parameters(net)
-        self._shapes = {name: p.shape for name, p in net.named_parameters() if p.requires_grad}
+        self._plain = (emptied(net),)  # in a tuple, so that it is no part of this module
+        self.net = hollow(self._plain[0], net)
+        self._originals = [weakref.ref(p) for p in weights.values()]  # until the first forward pass has been looked at
+        names = names_of(net)
+        self._trained = [names[p] for p in weights.values()]
+        self._frozen = [names for p, names in names.items() if not p.requires_grad]
+        self._order = [name for name, _ in net.named_parameters(remove_duplicate=False)]
+        self._shapes = {name: p.shape for name, p in weights.items()}
 
     theta0: Tensor
 
     @classmethod
     def from_seed(cls, factory: Callable[[], nn.Module], P: Projection, seed: int) -> Self:
-        """A model whose theta0 can be rebuilt: ``factory()`` called with torch's generator set to ``seed``."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            net = factory()
-        model = cls(net.to(P.device), P)
-        model.theta0_seed = seed
-        return model
+        """A model whose theta0 can be rebuilt: ``factory()`` called with torch's generator set to ``seed``.
+
+        Threads that call this wait for each other, because torch has one generator for all of them; nothing else may
+        draw from it meanwhile.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If ``seed`` is no whole number from 0 to 2**32 - 1, and as ``SubspaceModel``.
+        """
+        seed = checks.seed("seed", seed)
+        return cls(_draw(factory, seed).to(P.device), P)._drawn_from(seed)
+
+    def _drawn_from(self, seed: int) -> Self:
+        """Remember the seed, and what the factory made beside theta0, which need not be saved."""
+        self.theta0_seed = seed
+        self._made = {name: checkpoint.checksum({"": tensor}) for name, tensor in kept(self.net).items()}
+        return self
 
     def theta(self) -> Tensor:
         """theta0 + P z, of shape (D,)."""
@@ -71,62 +111,92 @@ class SubspaceModel(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The network's output at theta."""
-        return torch.func.functional_call(self.net, self.cut(self.theta()), args, kwargs, tie_weights=False)
+        weights = self.cut(self.theta())
+        with filled(self.net, {name: self._value(name, weights) for name in self._order}):
+            output = self.net(*args, **kwargs)
+        if self._originals and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            if reaches(output, [original() for original in self._originals]):
+                raise ValueError(
+                    f"{type(self.net).__name__} uses weights of the network that SubspaceModel has copied, which it "
+                    "reaches in another way than through its layers; SubspaceOptimizer trains the network itself"
+                )
+            self._originals = []
+        return output
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy has nothing to do with the weights of the network that was given."""
+        return vars(self) | {"_originals": []}
+
+    @torch.no_grad()
     def merge(self) -> nn.Module:
         """The network as an ordinary module, with theta written into it as parameters."""
-        net = copy.deepcopy(self.net)
-        with torch.no_grad():
-            weights = {name: weight.clone() for name, weight in self.cut(self.theta()).items()}
-        for names in self._trained:
-            _put(net, names, nn.Parameter(weights[names[0]]))
-        for names in self._frozen:
-            _put(net, names, nn.Parameter(net.get_buffer(names[0]), requires_grad=False))
+        net = copied(self._plain[0])
+        weights = self.cut(self.theta())
+        for name, p in net.named_parameters():
+            p.data = self._value(name, weights).detach().clone()
+        for name, module in net.named_modules():
+            module.training = self.net.get_submodule(name).training
+        give_buffers(self.net, net)
         return net
 
     def train_form(
         self, optimizer_class: Callable[..., torch.optim.Optimizer], **options: Any
     ) -> tuple[nn.Module, SubspaceOptimizer]:
         """An ordinary network and a ``SubspaceOptimizer`` that stand where this model stands; see ``take``."""
-        z = self.z.detach().clone()
-        with torch.no_grad():
-            self.z.zero_()
-            net = self.merge()
-            self.z.copy_(z)
+        net = self.merge()
         optimizer = SubspaceOptimizer(net, self.P, optimizer_class, **options)
-        optimizer.set_z(z)
+        optimizer.theta0.copy_(self.theta0)
+        optimizer.set_z(self.z.detach())
         return net, optimizer
 
     @torch.no_grad()
     def take(self, z: Tensor, net: nn.Module) -> None:
         """Take over z and the buffers of the network that ``train_form`` gave, after training."""
-        _check_z(z, self.P)
+        check_z(z, self.P)
         self.z.copy_(z)
-        for name, buffer in net.named_buffers():
-            self.net.get_buffer(name).copy_(buffer)
+        give_buffers(net, self.net)
 
     def save(self, path: str | Path) -> None:
-        """Write z, the buffers, the recipe of P and of theta0, and checks on both, as one safetensors file.
+        """Write z, the recipe of P and of theta0, checks on both, and buffers, as one safetensors file.
 
-        Where theta0 was not made by ``from_seed``, it is written too. The write is atomic.
+        What ``from_seed`` rebuilds is not written: theta0, and buffers and frozen weights that are still as its
+        factory made them. The write is atomic.
 
         Raises
         ------
         ValueError
-            If P is not one of ``PROJECTIONS``, so that no recipe can rebuild it.
+            If P is not one of ``PROJECTIONS``, so that no recipe can rebuild it, or the extra state of a layer is
+            neither a tensor nor plain data.
         """
         if not has_recipe(self.P):
             raise ValueError(f"cannot save a {type(self.P).__name__}: only the families of PROJECTIONS can be rebuilt")
-        tensors = {f"buffer.{name}": buffer for name, buffer in self.net.state_dict().items()} | {"z": self.z}
-        if self.theta0_seed is None:
+        seeded = self.theta0_seed is not None
+        beside = kept(self.net)
+        made = [name for name, t in beside.items() if seeded and self._made.get(name) == checkpoint.checksum({"": t})]
+        tensors = {f"buffer.{name}": tensor for name, tensor in beside.items() if name not in made} | {"z": self.z}
+        if made:
+            tensors["made"] = _marks(beside[name] for name in made)
+        if not seeded:
             tensors["theta0"] = self.theta0
+        extra = {}
+        for name, module in _with_extra_state(self.net).items():
+            state = module.get_extra_state()
+            if isinstance(state, Tensor):
+                tensors[f"extra.{name}"] = state
+            elif checkpoint.is_plain(state):
+                extra[name] = state
+            else:
+                kind = type(state).__name__
+                raise ValueError(f"cannot save the extra state of {name!r}, a {kind}; make it a tensor or plain data")
         about = {
             "P": self.P.recipe(),
-            "dtype": str(self.P.dtype).removeprefix("torch."),
+            "dtype": checkpoint.name_of(self.P.dtype),
+            "types": self._types(),
             "theta0_seed": self.theta0_seed,
             "theta0": fingerprint(self.theta0),
-            "probe": checkpoint.probe(self.P),
+            "probe": probe(self.P),
             "weights": self.layout(),
+            "extra": extra,
         }
         checkpoint.write(Path(path), tensors, about)
 
@@ -140,223 +210,140 @@ class SubspaceModel(nn.Module):
             If the file is damaged, of another version or architecture, or what is rebuilt is not what was saved.
         """
         about, tensors = checkpoint.read(Path(path))
-        P = from_recipe(about["P"], getattr(torch, about["dtype"]))
         try:
-            model = cls.from_seed(factory, P, about["theta0_seed"] or 0)
-        except ValueError as error:
-            raise CheckpointError(f"{path} was saved from another architecture: {error}") from None
-        model.theta0_seed = about["theta0_seed"]
-        for ours, saved in zip(model.layout(), about["weights"], strict=False):
+            return cls._rebuilt(about, tensors, factory)
+        except CheckpointError as error:
+            raise CheckpointError(f"{path} {error}") from error.__cause__
+
+    @classmethod
+    def _rebuilt(cls, about: dict[str, Any], tensors: dict[str, Tensor], factory: Callable[[], nn.Module]) -> Self:
+        net = _draw(factory, (about["theta0_seed"] or 0) % 2**32).cpu()
+        D, d = count_parameters(net), tensors["z"].numel()
+        if about["P"].get("D", D) != D:
+            raise CheckpointError(
+                f"was saved from another architecture: P has D = {about['P']['D']} rows "
+                f"but {type(net).__name__} has {D} trainable parameters"
+            )
+        for ours, saved in zip_longest(_layout(net), about["weights"]):
             if ours != saved:
-                raise CheckpointError(
-                    f"{path} was saved from another architecture: it has {saved} where this has {ours}"
-                )
-        if "theta0" in tensors:
-            model.theta0.copy_(tensors.pop("theta0"))
-        for label, rebuilt in (("theta0", fingerprint(model.theta0)), ("probe", checkpoint.probe(P))):
-            if not same_fingerprint(about[label], rebuilt):
-                what = "theta0" if label == "theta0" else "P"
-                raise CheckpointError(
-                    f"{path}: {what} rebuilt from its seed is not the one that was saved; "
-                    "use the factory and the version of torch it was saved with"
-                )
-        model.z.data.copy_(tensors.pop("z"))
-        try:
-            model.net.load_state_dict({name.removeprefix("buffer."): tensor for name, tensor in tensors.items()})
-        except RuntimeError as error:
-            raise CheckpointError(f"{path} was saved from another architecture: {error}") from None
+                raise CheckpointError(f"was saved from another architecture: it has {saved} where this has {ours}")
+        checkpoint.check_recipe(about["P"], D, d)
+        model = cls._with_P(net, about)
+        if about["theta0_seed"] is not None:
+            model._drawn_from(about["theta0_seed"])
+        if (theta0 := tensors.pop("theta0", None)) is not None:
+            checkpoint.fill("theta0", model.theta0, theta0)
+        if not same_fingerprint(about["theta0"], fingerprint(model.theta0)):
+            raise CheckpointError(f"cannot be rebuilt: theta0 {_NOT_THE_SAME}")
+        checkpoint.fill("z", model.z.data, tensors.pop("z"))
+        model._take_beside(about, tensors)
         return model
+
+    @classmethod
+    def _with_P(cls, net: nn.Module, about: dict[str, Any]) -> Self:
+        """The model with the P of the file, whatever type it was drawn in before the model was converted."""
+        dtype = checkpoint.TYPES[about["dtype"]]
+        problem = f"cannot be rebuilt: P {_NOT_THE_SAME}"
+        for drawn in dict.fromkeys((dtype, torch.float32, torch.float64)):
+            try:
+                model = cls(net, from_recipe(about["P"], drawn))
+            except (ValueError, TypeError, LookupError, AttributeError, RuntimeError) as error:
+                problem = f"names a P that cannot be used: {error}"
+                continue
+            if drawn != dtype or about.get("types", model._types()) != model._types():
+                model.to(dtype)
+            if (
+                same_fingerprint(about["probe"], probe(model.P))
+                and about.get("types", model._types()) == model._types()
+            ):
+                return model
+            problem = f"cannot be rebuilt: P {_NOT_THE_SAME}"
+        raise CheckpointError(problem)
+
+    def _take_beside(self, about: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        """Take buffers, frozen weights and extra state out of the file; check those that the factory made."""
+        made = tensors.pop("made", torch.empty(0, 3))
+        beside = kept(self.net)
+        absent = [name for name in beside if f"buffer.{name}" not in tensors]
+        if made.shape != (len(absent), 3):
+            raise CheckpointError(f"was saved from another architecture: it has not the buffers {absent}")
+        for name, ours, saved in zip(
+            absent, _marks(beside[name] for name in absent).tolist(), made.tolist(), strict=True
+        ):
+            if not same_fingerprint(ours, saved):
+                raise CheckpointError(f"cannot be rebuilt: {name!r} {_NOT_THE_SAME}")
+        modules = _with_extra_state(self.net)
+        known = {f"buffer.{name}" for name, _ in self.net.named_buffers(remove_duplicate=False)}
+        unknown = tensors.keys() - known - {f"extra.{name}" for name in modules}
+        extra = about.get("extra", {}) | {
+            n.removeprefix("extra."): t for n, t in tensors.items() if n.startswith("extra.")
+        }
+        if unknown or extra.keys() != modules.keys():
+            different = sorted(unknown | (extra.keys() ^ modules.keys()))[0]
+            raise CheckpointError(f"was saved from another architecture: {different!r} is not in both")
+        for name, buffer in beside.items():
+            if name not in absent:
+                checkpoint.fill(name, buffer, tensors[f"buffer.{name}"])
+        for name, state in extra.items():
+            modules[name].set_extra_state(state)
+
+    def get_extra_state(self) -> Tensor:
+        """A mark of P, which ``load_state_dict`` compares: z means nothing without its P."""
+        return torch.tensor(probe(self.P), dtype=torch.float64)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Nothing to set: the mark was compared before anything was loaded."""
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
+        mark = state_dict.get(f"{prefix}_extra_state")
+        if mark is not None and not same_fingerprint(mark.tolist(), probe(self.P)):
+            raise ValueError("this z belongs to another P; draw P with the family, seed and options it was saved with")
+        super()._load_from_state_dict(state_dict, prefix, *others)
 
     def layout(self) -> list[str]:
         """Name and shape of every weight that is trained, in the order of theta."""
         return [f"{name} {tuple(shape)}" for name, shape in self._shapes.items()]
 
     def cut(self, theta: Tensor) -> dict[str, Tensor]:
-        """The pieces of a theta under every name that the network knows them by."""
+        """The pieces of a theta under every name that the network knows them by, in the types of its weights."""
         pieces = theta.split([shape.numel() for shape in self._shapes.values()])
-        views = [piece.view(shape) for shape, piece in zip(self._shapes.values(), pieces, strict=True)]
+        views = [
+            piece.view(shape).to(self.net.get_buffer(names[0]).dtype)
+            for piece, shape, names in zip(pieces, self._shapes.values(), self._trained, strict=True)
+        ]
         return {name: view for names, view in zip(self._trained, views, strict=True) for name in names}
 
+    def _value(self, name: str, weights: dict[str, Tensor]) -> Tensor:
+        return weights[name] if name in weights else self.net.get_buffer(name)
 
-class SubspaceOptimizer(torch.optim.Optimizer):
-    """Trains an ordinary network in the subspace theta0 + P z, from any training loop.
-
-    The weights of ``net`` become views of one flat theta. After ``loss.backward()``, ``step()`` computes
-    grad_z = P^T grad_theta, lets an ordinary optimiser move z, and writes theta0 + P z into theta. Autograd never
-    sees P, and z follows exactly the path that ``SubspaceModel`` would take.
-
-    Parameters
-    ----------
-    net : nn.Module
-        An ordinary network, already on its device; its weights now are theta0.
-    P : Projection
-        A projection whose D is the number of trainable parameters of ``net``.
-    optimizer_class : type
-        The optimiser of z, for instance ``torch.optim.Adam``.
-    **options
-        The optimiser's keywords, for instance ``lr=1e-2``.
-
-    Attributes
-    ----------
-    z : Tensor
-        The d numbers that are trained; write to them with ``set_z``.
-
-    Raises
-    ------
-    ValueError
-        As ``SubspaceModel``; and from ``step``, if the weights of ``net`` were moved since.
-    """
-
-    def __init__(
-        self,
-        net: nn.Module,
-        P: Projection,
-        optimizer_class: Callable[..., torch.optim.Optimizer],
-        **options: Any,
-    ) -> None:
-        keep_freed_memory()
-        self._weights = _trainable(net, P)
-        self.P = P
-        self.theta0 = _flatten(self._weights)
-        self._theta = self.theta0.clone()
-        self._gradient = torch.zeros_like(self.theta0)
-        pieces = self._theta.split([p.numel() for p in self._weights])
-        for p, piece in zip(self._weights, pieces, strict=True):
-            p.data = piece.view(p.shape)
-        self._gradients = [
-            g.view(p.shape)
-            for p, g in zip(self._weights, self._gradient.split([p.numel() for p in self._weights]), strict=True)
-        ]
-        self.z = nn.Parameter(self.theta0.new_zeros(P.d))
-        self._inner = optimizer_class([self.z], **options)
-        super().__init__(self._inner.param_groups, self._inner.defaults)
-        self.param_groups = self._inner.param_groups
-        self.state = self._inner.state
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step of z; a weight without a gradient counts as zero."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        self._check_views()
-        for p, gradient in zip(self._weights, self._gradients, strict=True):
-            if p.grad is None:
-                gradient.zero_()
-            else:
-                gradient.copy_(p.grad)
-        self.z.grad = self.P.pull(self._gradient)
-        self._inner.step()
-        self._write()
-        return loss
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forget the gradients of the weights."""
-        for p in self._weights:
-            if set_to_none:
-                p.grad = None
-            elif p.grad is not None:
-                p.grad.zero_()
-
-    @torch.no_grad()
-    def set_z(self, z: Tensor) -> None:
-        """Put z, and with it theta, somewhere else in the subspace."""
-        _check_z(z, self.P)
-        self.z.copy_(z)
-        self._write()
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Refused: z is all that is trained."""
-        if any(p is not self.z for p in param_group["params"]):
-            raise ValueError(
-                "a SubspaceOptimizer trains z alone; train further parameters with an optimiser of their own"
-            )
-        super().add_param_group(param_group)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The state of the optimiser of z, and z; theta0 and P are the caller's to keep."""
-        return {"z": self.z.detach(), "optimizer": self._inner.state_dict()}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up a state of ``state_dict``."""
-        _check_z(state_dict["z"], self.P)
-        self._inner.load_state_dict(state_dict["optimizer"])
-        self.param_groups, self.state = self._inner.param_groups, self._inner.state
-        self.set_z(state_dict["z"])
-
-    def _write(self) -> None:
-        self.P.write(self.theta0, self.z, self._theta)
-
-    def _check_views(self) -> None:
-        start = self._theta.data_ptr()
-        if any(
-            p.data_ptr() != start + g.storage_offset() * g.element_size()
-            for p, g in zip(self._weights, self._gradients, strict=True)
-        ):
-            raise ValueError(
-                "the weights of the network were moved or replaced after this SubspaceOptimizer was made; "
-                "call .to(), .cuda() or .double() on the network first and make the optimiser after it"
-            )
+    def _types(self) -> list[str]:
+        """The types that the trained weights have, in the order of theta; one stands for all that are equal."""
+        types = [checkpoint.name_of(self.net.get_buffer(names[0]).dtype) for names in self._trained]
+        return types if len(set(types)) > 1 else types[:1]
 
 
-def count_parameters(net: nn.Module) -> int:
-    """D: how many numbers of ``net`` are trained."""
-    return sum(p.numel() for p in net.parameters() if p.requires_grad)
+_NOT_THE_SAME = (
+    "rebuilt from its seed is not the one that was saved; use the factory and the version of torch it was saved with"
+)
 
 
-def _trainable(net: nn.Module, P: Projection) -> list[nn.Parameter]:
-    """The parameters of ``net`` that P moves, checked against P."""
-    if not isinstance(net, nn.Module) or not isinstance(P, Projection):
-        raise TypeError(f"expected a network and a Projection, got {type(net).__name__} and {type(P).__name__}")
-    D = count_parameters(net)
-    weights = [p for p in net.parameters() if p.requires_grad]
-    if D == 0:
-        raise ValueError(f"{type(net).__name__} has no trainable parameter; a subspace needs weights to move")
-    if D != P.D:
-        raise ValueError(f"P has D = {P.D} rows but {type(net).__name__} has {D} trainable parameters; use D = {D}")
-    for p in weights:
-        if (p.dtype, p.device) != (P.dtype, P.device):
-            raise ValueError(
-                f"P is {P.dtype} on {P.device} but a weight is {p.dtype} on {p.device}; "
-                "bring both to one type and device with .to()"
-            )
-    return weights
+def _draw(factory: Callable[[], nn.Module], seed: int) -> nn.Module:
+    with _DRAWING, torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return factory()
 
 
-def _check_z(z: Tensor, P: Projection) -> None:
-    if z.shape != (P.d,):
-        raise ValueError(f"z must have shape (d = {P.d},), got {tuple(z.shape)}")
+def _layout(net: nn.Module) -> list[str]:
+    return [f"{name} {tuple(p.shape)}" for name, p in net.named_parameters() if p.requires_grad]
 
 
-def _flatten(weights: list[nn.Parameter]) -> Tensor:
-    return torch.cat([p.detach().reshape(-1) for p in weights])
+def _marks(tensors: Iterable[Tensor]) -> Tensor:
+    """A fingerprint of each tensor, of shape (tensors, 3)."""
+    real = (torch.view_as_real(tensor) if tensor.is_complex() else tensor for tensor in tensors)
+    return torch.tensor([fingerprint(tensor) for tensor in real], dtype=torch.float64).view(-1, 3)
 
 
-def _without_parameters(net: nn.Module) -> tuple[nn.Module, list[list[str]], list[list[str]]]:
-    """A copy of ``net`` in which buffers stand for the parameters, and the names of those.
-
-    Trained ones become empty buffers, which ``functional_call`` fills; frozen ones keep their values. Names
-    that share a tensor (tied weights) stand in one list.
-    """
-    net = copy.deepcopy(net)
-    shared: dict[nn.Parameter, list[str]] = defaultdict(list)
-    for name, p in net.named_parameters(remove_duplicate=False):
-        shared[p].append(name)
-    trained = [names for p, names in shared.items() if p.requires_grad]
-    frozen = [names for p, names in shared.items() if not p.requires_grad]
-    for p, names in shared.items():
-        _put(net, names, p.new_empty(0) if p.requires_grad else p.detach())
-    return net, trained, frozen
-
-
-def _put(net: nn.Module, names: list[str], value: Tensor) -> None:
-    """Make ``value`` the parameter (if it is one) or the buffer of ``net`` that goes by these names."""
-    for name in names:
-        module_name, _, attribute = name.rpartition(".")
-        module = net.get_submodule(module_name)
-        delattr(module, attribute)
-        if isinstance(value, nn.Parameter):
-            module.register_parameter(attribute, value)
-        else:
-            module.register_buffer(attribute, value, persistent=value.numel() > 0)
+def _with_extra_state(net: nn.Module) -> dict[str, nn.Module]:
+    """The layers that keep more than tensors."""
+    plain = nn.Module.get_extra_state
+    return {name: module for name, module in net.named_modules() if type(module).get_extra_state is not plain}

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from subspace_lib.press.chapters import PARAMETER, chapter_names
-from subspace_lib.press.times import PLACEHOLDER
+from subspace_lib.press.times import PLACEHOLDER, length_of
 
 ROOT = Path(__file__).resolve().parents[1]
 BOOK = ROOT / "book"
@@ -20,6 +20,7 @@ NUMBERED = sorted(BOOK.glob("[0-9][0-9]_*.ipynb"))
 URL = yaml.safe_load((ROOT / "_config.yml").read_text())["repository"]["url"]
 SECTIONS = ["what you will be able to do", "prerequisites", "predict first", "misconception", "pitfall"]
 SECTIONS += ["quiz", "take away", "where next"]
+SHORT = {"01", "02", "03", "04", "05", "08"}  # to grow until it holds all
 DRAWING = {"figure", "hist", "imshow", "plot", "scatter", "show", "subplot_mosaic", "subplots"}
 
 Cell = dict[str, Any]
@@ -107,6 +108,22 @@ def test_sections(path: Path) -> None:
     assert [name for name in SECTIONS if name not in headings] == []
     assert re.search(rf"{PLACEHOLDER}|see the head of the page|\d+( to \d+)? minutes", text), "no place for the time"
     assert "GPU" in text, "no line on the GPU"
+
+
+@pytest.mark.parametrize("path", [path for path in NUMBERED if path.stem[:2] in SHORT], ids=lambda path: path.stem)
+def test_one_path_through_a_chapter(path: Path) -> None:
+    """What a student reads before unfolding anything is short: prose, code, figures."""
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "markdown":  # prose is neither a table nor a formula
+            cell["source"] = re.sub(r"(?ms)^\|.*?$|\$\$.*?\$\$|\$[^$]+\$", "", "".join(cell["source"]))
+    laboratories = sum("Lab(" in "".join(cell["source"]) for cell in cells_of(path, "code"))
+    length = length_of(notebook)
+    assert length.words <= 2500
+    assert length.lines <= 150
+    assert length.longest <= 30
+    assert length.median <= 10
+    assert length.figures - laboratories <= 5
 
 
 @pages

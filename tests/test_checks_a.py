@@ -3,7 +3,9 @@
 The cells are taken from the notebooks and run in a smaller world, so that the page stays the one source.
 """
 
+import ast
 import json
+import math
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -15,7 +17,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from subspace_lib import MLP, Data, LeNet, count_parameters, fit, make_projection
+from subspace_lib import (
+    MLP,
+    Data,
+    LeNet,
+    MatrixProjection,
+    SubspaceModel,
+    count_parameters,
+    diagnose,
+    fit,
+    make_projection,
+)
+from subspace_lib.intrinsic import crossing
 
 BOOK = Path(__file__).resolve().parents[1] / "book"
 
@@ -66,7 +79,7 @@ def chapter_03() -> dict[str, Any]:
     names |= {"data": digits(), "profile": SimpleNamespace(seeds=2), "BUDGET": {"epochs": 1, "patience": None}}
     names |= {"LEARNING_RATE": {"direct": 0.001, "subspace": 0.03}, "Data": Data}
     names["lenet"] = {50: [0.5, 0.52], 100: [0.7, 0.71], 200: [0.8, 0.82], 400: [0.9, 0.91], None: [0.96, 0.97]}
-    names["crossing"] = __import__("subspace_lib.intrinsic", fromlist=["crossing"]).crossing
+    names["crossing"] = crossing
     run("03", "code-10 checks", names)
 
     def losses(seed: int, lr: float) -> list[float]:
@@ -76,10 +89,82 @@ def chapter_03() -> dict[str, Any]:
     return names | {"losses": losses}
 
 
-WORLDS: dict[str, Callable[[], dict[str, Any]]] = {"01": chapter_01, "03": chapter_03}
+def chapter_02() -> dict[str, Any]:
+    names = common() | {"make_projection": make_projection, "MatrixProjection": MatrixProjection, "diagnose": diagnose}
+    names |= {"math": math, "plain": make_projection("hadamard", 2000, 20), "uneven": torch.diag(torch.arange(1.0, 21))}
+    run("02", "three-measures checks", names)
+    [stretches] = [
+        node for node in ast.parse(source("02")["slide-lengths"]).body if "def stretches" in ast.unparse(node)
+    ]
+    exec(ast.unparse(stretches), names)
+    [reach_of] = [node for node in ast.parse(source("02")["reach-runs"]).body if "def reach_of" in ast.unparse(node)]
+    exec(ast.unparse(reach_of), names)
+    return names
+
+
+def chapter_04() -> dict[str, Any]:
+    return run("04", "loops checks", common() | {"diagnose": diagnose, "make_projection": make_projection})
+
+
+def chapter_05() -> dict[str, Any]:
+    names = common() | {"MatrixProjection": MatrixProjection, "SubspaceModel": SubspaceModel}
+    names |= {"count_parameters": count_parameters, "tiny_D": count_parameters(MLP(196, hidden=6)), "tiny_epochs": 8}
+    data = digits()
+    shrunk = [(F.avg_pool2d(images, 2), labels) for images, labels in (data.train, data.train)]
+    names["tiny"] = Data(shrunk[0], shrunk[1])
+    names["check_1"] = names["check_3"] = lambda answer: None  # the solutions stand below, among the right answers
+    run("05", "solution-1 solution-3 small-net-run bases checks", names)
+
+    class TurnableMomentum(torch.optim.Optimizer):
+        """Steps of a fixed length along the mean gradient: turns and stretches with the coordinates."""
+
+        def __init__(self, parameters: Any, lr: float) -> None:
+            super().__init__(parameters, {"lr": lr})
+            self.mean: Any = 0.0
+
+        @torch.no_grad()
+        def step(self) -> None:  # type: ignore[override]
+            for group in self.param_groups:
+                for z in group["params"]:
+                    self.mean = 0.9 * self.mean + 0.1 * z.grad
+                    z -= group["lr"] * len(z) ** 0.5 * self.mean / self.mean.norm()
+
+    class Still(torch.optim.SGD):
+        def step(self) -> None:  # type: ignore[override]
+            pass
+
+    return names | {"TurnableMomentum": TurnableMomentum, "Still": Still}
+
+
+WORLDS: dict[str, Callable[[], dict[str, Any]]] = {
+    "01": chapter_01,
+    "02": chapter_02,
+    "03": chapter_03,
+    "04": chapter_04,
+    "05": chapter_05,
+}
 world = cache(lambda number: WORLDS[number]())
 
+CSR = "[0, 1, 1, 4], [2, 0, 2, 3], [5, 1, 2, 3]"
 RIGHT = [
+    ("02", "check_1(math.ceil(100 * math.log(100)))"),
+    ("02", "check_1(np.float64(459))"),
+    ("02", "check_2(0.5, 50.5**0.5)"),
+    ("02", "check_2(torch.tensor(0.5), np.float64(7.1))"),
+    ("02", "check_3(lambda P: P @ MatrixProjection(torch.diag(1 / P.to_dense().norm(dim=0))))"),
+    ("02", "check_3(lambda P: MatrixProjection(F.normalize(P.to_dense(), dim=0)))"),
+    ("04", f"check_1({CSR}, [0, 1, 1, 3, 4])"),
+    ("04", "check_1(torch.tensor([0, 1, 1, 4]), (2, 3, 0, 2), np.array([5.0, 3, 1, 2]), [0, 1, 1, 3, 4])"),
+    ("04", "check_2(1144)"),
+    ("04", "check_2(61_706**0.5 * np.log(100))"),
+    ("04", "check_3(lambda D, d, s: torch.randperm(D, generator=torch.Generator().manual_seed(s)).view(d, -1))"),
+    ("04", "check_3(lambda D, d, s: np.random.default_rng(s).permutation(D).reshape(d, D // d))"),
+    ("05", "check_1(by_cholesky)"),
+    ("05", "check_1(lambda G: torch.linalg.svd(G, full_matrices=False)[0])"),
+    ("05", "check_2(41_508)"),
+    ("05", "check_2(np.float64((9 / 11) ** 2 * count_parameters(LeNet(in_channels=3))))"),
+    ("05", "check_3(TurnableAdam)"),
+    ("05", "check_3(TurnableMomentum)"),
     ("01", "check_1(10, 20)"),
     ("01", "check_1(np.int64(10), 20.0)"),
     ("01", "check_2(3 / 7, 3 / 49)"),
@@ -93,7 +178,32 @@ RIGHT = [
     ("03", "check_3(Data(train=(data.train[0], data.train[1].roll(1)), val=(data.train[0], data.train[1].roll(1))))"),
     ("03", "check_3(Data(*[(data.train[0][:64], (data.train[1][:64] + 1) % 10)] * 2))"),
 ]
+SOLUTIONS = [(number, f"solution-{n}") for number in ("01", "02") for n in (1, 2, 3)]
+SOLUTIONS += [("04", "solution-1"), ("04", "solution-2"), ("05", "solution-1")]
 WRONG = [
+    ("02", "check_1(400)"),
+    ("02", "check_1(500)"),
+    ("02", "check_1(458)"),
+    ("02", "check_2(0.25, 7.1)"),
+    ("02", "check_2(0.5, 2)"),
+    ("02", "check_3(lambda P: P)"),
+    ("02", "check_3(lambda P: make_projection('orthogonal', P.D, P.d))"),
+    ("04", "check_1([0, 1, 4], [2, 0, 2, 3], [5, 1, 2, 3], [0, 1, 1, 3, 4])"),
+    ("04", "check_1([0, 1, 1, 4], [2, 0, 2, 3], [5, 2, 1, 3], [0, 1, 1, 3, 4])"),
+    ("04", f"check_1({CSR}, [0, 1, 2, 3, 4])"),
+    ("04", "check_2(248)"),
+    ("04", "check_2(5000)"),
+    ("04", "check_3(lambda D, d, s: torch.arange(D).view(d, -1))"),
+    ("04", "check_3(lambda D, d, s: torch.randint(D, (d, D // d)))"),
+    ("05", "check_1(lambda G: torch.linalg.qr(G)[0])"),
+    ("05", "check_1(lambda G: torch.tensor(np.linalg.qr(G.numpy())[0]))"),
+    ("05", "check_1(lambda G: F.normalize(G, dim=0))"),
+    ("05", "check_1(lambda G: torch.eye(300, 40).double())"),
+    ("05", "check_2(100)"),
+    ("05", "check_2(62_006)"),
+    ("05", "check_3(torch.optim.Adam)"),
+    ("05", "check_3(torch.optim.SGD)"),
+    ("05", "check_3(Still)"),
     ("01", "check_1(10, 10)"),
     ("01", "check_1(9, 20)"),
     ("01", "check_1(10, 21)"),
@@ -132,7 +242,7 @@ def test_a_wrong_answer_is_refused(number: str, call: str, capsys: pytest.Captur
     assert said(number, call, capsys).startswith("Not yet")
 
 
-@pytest.mark.parametrize(("number", "solution"), [("01", "solution-1"), ("01", "solution-2"), ("01", "solution-3")])
+@pytest.mark.parametrize(("number", "solution"), SOLUTIONS)
 def test_the_solutions_are_taken(number: str, solution: str, capsys: pytest.CaptureFixture[str]) -> None:
     names = dict(world(number))
     capsys.readouterr()

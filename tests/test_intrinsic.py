@@ -5,9 +5,11 @@ import math
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from subspace_lib import SubspaceModel, ToyProblem, make_projection
-from subspace_lib.intrinsic import increasing, intrinsic_dimension, search_intrinsic_dimension
+from subspace_lib.intrinsic import crossing, increasing, intrinsic_dimension, search_intrinsic_dimension
 
 
 def curve_through(d90, seeds=5, spread=0.0):
@@ -127,14 +129,33 @@ def test_the_search_finds_it_with_few_runs_from_either_side():
     [
         (lambda: intrinsic_dimension({}, 1.0), "needs a baseline and at least one run"),
         (lambda: intrinsic_dimension({3: []}, 1.0), "needs a baseline and at least one run"),
-        (lambda: intrinsic_dimension({3: [math.nan]}, 1.0), "is NaN"),
+        (lambda: intrinsic_dimension({3: 1.0}, []), "needs a baseline and at least one run"),
+        (lambda: intrinsic_dimension({3: [1.0, math.nan]}, 1.0), "the performance at d = 3 is nan, allowed finite"),
+        (lambda: intrinsic_dimension({3: [math.inf]}, 1.0), "the performance at d = 3 is inf"),
+        (lambda: intrinsic_dimension({3: [None, 1.0]}, 1.0), "the performance at d = 3 is None"),
+        (lambda: intrinsic_dimension({3: None}, 1.0), "the performance at d = 3 is None"),
+        (lambda: intrinsic_dimension({3: "0.9"}, 1.0), "the performance at d = 3 is '0.9'"),
+        (lambda: intrinsic_dimension({3: 1.0}, [1.0, None]), "the baseline is None"),
+        (lambda: intrinsic_dimension({3: 1.0}, math.inf), "the baseline is inf"),
+        (lambda: intrinsic_dimension({3: 1.0}, [1.0, 0.0]), "the baseline is 0, allowed numbers above 0"),
+        (lambda: intrinsic_dimension({3: -1.0}, -0.3), "such as accuracy, and not a loss"),
+        (lambda: intrinsic_dimension({0: 1.0}, 1.0), "d must be at least 1, got 0"),
+        (lambda: intrinsic_dimension({-3: 1.0}, 1.0), "d must be at least 1, got -3"),
+        (lambda: intrinsic_dimension({2.5: 1.0}, 1.0), "d must be an integer, got 2.5"),
+        (lambda: intrinsic_dimension({"3": 1.0}, 1.0), "d must be an integer, got '3'"),
+        (lambda: search_intrinsic_dimension(lambda d, seed: math.nan, 1.0, 2, 5), r"performance\(2, 0\) is nan"),
+        (lambda: search_intrinsic_dimension(lambda d, seed: None, 1.0, 2, 5), r"performance\(2, 0\) is None"),
+        (lambda: search_intrinsic_dimension(min, -1.0, 2, 5), "the baseline is -1"),
+        (lambda: crossing({0: 1.0, 2: 3.0}, 2.0), "d above 0"),
+        (lambda: crossing({1: -math.inf, 2: 3.0}, 2.0), "finite numbers"),
         (lambda: intrinsic_dimension({3: [1.0]}, 1.0, share=0), "share must be a positive number"),
-        (lambda: search_intrinsic_dimension(min, 1.0, 9, 5), r"start must lie in 1\.\.5"),
-        (lambda: search_intrinsic_dimension(min, 1.0, 1, 5, seeds=0), "must be positive"),
+        (lambda: search_intrinsic_dimension(min, 1.0, 9, 5), "start must lie between 1 and 5, got 9"),
+        (lambda: search_intrinsic_dimension(min, 1.0, 1, 5, seeds=0), "seeds must be at least 1, got 0"),
+        (lambda: search_intrinsic_dimension(min, 1.0, 1, 5, tolerance=0), "tolerance must be a positive number, got 0"),
     ],
 )
 def test_bad_input_is_named(call, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         call()
 
 
@@ -145,3 +166,59 @@ def test_a_range_holds_the_estimate_itself():
     alone = [intrinsic_dimension({d: [row[i]] for d, row in curve.items()}, [[0.9, 1.0][i]]).d90 for i in (0, 1)]
     assert max(alone) < found.d90
     assert (found.low, found.high, found.kind) == (min(alone), found.d90, "range")
+
+
+def test_one_number_is_the_performance_of_one_seed():
+    single = intrinsic_dimension({10: 0.5, np.int64(100): np.float32(0.9), 1000: 1.0}, np.float64(1.0))
+    assert single == intrinsic_dimension({10: [0.5], 100: [np.float32(0.9)], 1000: [1.0]}, 1.0)
+    arrays = {d: np.array(row) for d, row in curve_through(77.0).items()}
+    tensors = {d: torch.tensor(row, dtype=torch.float64) for d, row in curve_through(77.0).items()}
+    wanted = intrinsic_dimension(curve_through(77.0), [1.0] * 5)
+    assert intrinsic_dimension(arrays, np.ones(5)) == intrinsic_dimension(tensors, torch.ones(5)) == wanted
+
+
+def test_a_negative_performance_is_a_performance():
+    """A reward, say; the line through -1 at d = 1 and 1 at d = 100 is .9 at 100 ** .95."""
+    assert intrinsic_dimension({1: [-1.0], 100: [1.0]}, 1.0).d90 == pytest.approx(100**0.95)
+
+
+def test_an_estimate_says_what_it_is():
+    assert repr(intrinsic_dimension(curve_through(77.0), [1.0] * 5)) == "d_int90 = 77 (interval 77 to 77)"
+    never = intrinsic_dimension({10: [0.1, 0.1], 100: [0.2, 0.95]}, 1.0)
+    assert str(never) == "d_int90 not reached by d = 100 (range 87.33 to beyond 100)"
+    assert repr(intrinsic_dimension({10: 0.95}, 1.0, share=0.5)) == "d_int50 reached by d = 10 already (range 10 to 10)"
+
+
+performances = st.floats(-1, 2, allow_nan=False)
+
+
+@given(
+    st.dictionaries(st.integers(1, 10**6), st.lists(performances, min_size=1, max_size=6), min_size=1, max_size=6),
+    st.lists(st.floats(1e-3, 2), min_size=1, max_size=6),
+)
+def test_never_nan_and_never_outside_its_interval(curve, baseline):
+    estimate = intrinsic_dimension(curve, baseline)
+    assert min(curve) <= estimate.low <= estimate.high
+    assert min(curve) <= estimate.d90
+    assert estimate.d90 <= max(curve) * (1 + 1e-9) or estimate.d90 == math.inf
+    assert (estimate.d90 == math.inf) == (max(estimate.curve.values()) < estimate.level)
+    assert ("not reached" in repr(estimate)) == (estimate.d90 == math.inf)
+
+
+@given(st.integers(1, 3000), st.integers(1, 2000), st.floats(0.01, 1))
+def test_the_search_tests_both_ends_of_what_it_gives(truth, start, tolerance):
+    """Performance jumps at the truth: the search ends between the last d without and the first d with it."""
+    largest = 2000
+    estimate = search_intrinsic_dimension(
+        lambda d, seed: float(d >= truth), 1.0, start, largest, seeds=1, tolerance=tolerance
+    )
+    tried = sorted(estimate.curve)
+    if truth > largest:
+        assert tried[-1] == largest and estimate.d90 == math.inf and not estimate.bracketed
+    elif truth == 1:
+        assert (tried[0], estimate.d90, estimate.bracketed) == (1, 1, False)
+        assert len(tried) == 1 + math.floor(math.log2(start)), "nothing is left to halve"
+    else:
+        below, above = max(d for d in tried if d < truth), min(d for d in tried if d >= truth)
+        assert above - below == 1 or above <= (1 + tolerance) * below
+        assert below <= estimate.d90 <= above and estimate.bracketed

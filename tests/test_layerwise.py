@@ -10,6 +10,7 @@ from subspace_lib import (
     PROJECTIONS,
     LayerwiseProjection,
     LeNet,
+    MatrixProjection,
     SubspaceModel,
     SubspaceOptimizer,
     count_parameters,
@@ -215,6 +216,20 @@ def test_diagnosis_sees_shared_rows():
     P._keep(P.row_of.view(50, -1)[:1].repeat(50, 1), P.value_by_column.view(50, -1))
     assert diagnose(P)["reach"] == 0.02
     assert diagnose(P)["rank of the sample"] <= 20
+
+
+def test_the_rank_is_that_of_all_columns_or_says_that_it_is_not(monkeypatch):
+    """100 columns that lie in 90 dimensions: any 64 of them are independent."""
+    random = torch.Generator().manual_seed(0)
+    matrix = torch.randn(2000, 90, generator=random) @ torch.randn(90, 100, generator=random)
+    P = MatrixProjection(matrix)
+    assert diagnose(P)["rank"] == 90
+    assert diagnose(P)["rank of the sample"] == 64
+    assert diagnose(make_projection("hadamard", 2000, 700))["rank"] == 700
+    monkeypatch.setattr("subspace_lib.diagnostics.LARGEST_RANK", 99)
+    assert diagnose(P)["rank"] == "at least 64 (of 100 columns 64 were looked at)"
+    with_zeros = MatrixProjection(torch.cat([matrix[:, :10], torch.zeros(2000, 5)], dim=1))
+    assert diagnose(with_zeros)["rank"] == 10
 
 
 def test_diagnosis_sees_weights_that_hardly_move():

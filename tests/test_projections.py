@@ -1,17 +1,21 @@
 """The contract that every projection keeps, and a dense oracle for each family, written another way."""
 
+import importlib
+import inspect
 import itertools
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from subspace_lib import PROJECTIONS, LayerwiseProjection, MatrixProjection, make_projection
-from subspace_lib.projections import base, has_recipe, sparse
+from subspace_lib.projections import base, from_recipe, has_recipe, sparse
 from subspace_lib.projections.base import fingerprint, same_fingerprint
 from subspace_lib.projections.testing import ProjectionContract
 from subspace_lib.projections.transforms import factor_orders, hadamard_matrix, hadamard_transform
+from subspace_lib.study.benchmark import all_variants, cheap
 
 
 def cases():
@@ -105,6 +109,7 @@ class TestMatrix(Made):
         P = MatrixProjection(in_layout(matrix, self.layout))
         assert torch.equal(P.to_dense(), matrix)
         assert P.nbytes >= matrix.nbytes
+        assert (2 * P).nbytes == P.nbytes
 
     def test_it_has_no_recipe(self):
         P = 2 * self.make(61, 9)
@@ -157,6 +162,116 @@ def test_the_algebra_refuses():
 
 def size_of(family, D, d):
     return D, D if family.square else d
+
+
+MINE = """
+import torch
+from subspace_lib.projections.base import Projection, generator
+
+class Mine(Projection):
+    name = "mine"
+    columns = "unit"
+    length = 1.0
+
+    def __init__(self, D, d, seed=0, *, turned=False, dtype=None):
+        super().__init__(D, d, seed, dtype=dtype)
+        self.turned = turned
+        matrix = torch.randn(D, d, generator=generator(seed), dtype=torch.float64)
+        matrix *= self.length / matrix.norm(dim=0)
+        self.register_buffer("matrix", (matrix.flip(0) if turned else matrix).to(self.dtype), persistent=False)
+
+    def _multiply(self, z):
+        return z @ self.matrix.T
+
+    def _multiply_transposed(self, v):
+        return v @ self.matrix
+"""
+
+
+def faults(family, options):
+    """What the contract finds, test by test."""
+    found = []
+    for name in [name for name in dir(ProjectionContract) if name.startswith("test_")]:
+        contract = ProjectionContract()
+        contract.family, contract.options = family, options
+        try:
+            getattr(contract, name)()
+        except AssertionError as error:
+            found.append(f"{name}: {error}")
+    return found
+
+
+def test_a_family_is_one_file_and_one_line(tmp_path, monkeypatch):
+    """Everything that lists families has it, and the contract holds it: with its columns doubled, its file is named."""
+    (tmp_path / "file_of_mine.py").write_text(MINE)
+    monkeypatch.syspath_prepend(tmp_path)
+    family = importlib.import_module("file_of_mine").Mine
+    monkeypatch.setitem(PROJECTIONS, "mine", family)
+    assert (family, {}) in cases()
+    assert ("mine", {}) in all_variants()
+    assert "mine" not in cheap(), "it keeps a matrix"
+    assert "`mine`" in table_of_families()
+    with pytest.raises(ValueError, match="choose one of: .*identity, mine"):
+        make_projection("gauss", 10, 2)
+    P = make_projection("mine", 61, 9, turned=True)
+    assert from_recipe(P.recipe(), torch.float32).turned is True
+    assert str(inspect.signature(family)) == "(D, d, seed=0, *, turned=False, dtype=None)"
+    assert faults(family, {"turned": True}) == []
+    monkeypatch.setattr(family, "length", 2.0)
+    [fault] = faults(family, {})
+    assert "columns must have norm 1" in fault
+    assert str(tmp_path / "file_of_mine.py") in fault
+
+
+@pytest.mark.parametrize(
+    ("broken", "words"),
+    [
+        ({"_multiply_transposed": lambda P, v: 1.01 * v @ P.matrix}, "<P z, v> is not <z, P^T v>"),
+        ({"_pull": lambda P, v: v @ P.matrix + 1}, "pull must give P^T v"),
+        ({"_write": lambda P, theta0, z, out: out.copy_(theta0)}, "write must give theta0 + P z"),
+        ({"columns": "orthonormal"}, "columns must be orthonormal"),
+        ({"nested": True}, "the first columns must not depend on d"),
+        ({"keeps": classmethod(lambda family, D, d: 4.0)}, "P keeps"),
+        ({"options": lambda P: {}}, "another P is drawn from"),
+        ({"columns": "about 1"}, "columns is 'about 1'"),
+    ],
+)
+def test_the_contract_finds_what_is_broken(broken, words, monkeypatch):
+    namespace = {"__name__": __name__}
+    exec(MINE, namespace)
+    family = type("Mine", (namespace["Mine"],), broken)
+    monkeypatch.setitem(PROJECTIONS, "mine", family)
+    monkeypatch.delattr(ProjectionContract, "test_compiled")
+    options = {"turned": True} if "options" in broken else {}
+    assert any(words in fault for fault in faults(family, options)), words
+
+
+def table_of_families():
+    """The table of book/api.md."""
+    D, d = 472_610, 4_500
+    rows = [
+        f"| `{name}` | {family.columns} | {'yes' if family.nested else 'no'} | "
+        f"{family.keeps(D, D if family.square else d):,.1f} |"
+        for name, family in PROJECTIONS.items()
+    ]
+    head = f"| family | columns | nested | bytes a weight, D = {D:,}, d = {d:,} |"
+    return "\n".join([head, "| --- | --- | --- | --- |", *rows])
+
+
+def test_the_page_of_the_library_has_every_family():
+    page = (Path(__file__).parents[1] / "book" / "api.md").read_text(encoding="utf-8")
+    assert table_of_families() in page, f"book/api.md needs this table:\n{table_of_families()}"
+    for family in PROJECTIONS.values():
+        assert f".. autoclass:: {family.__name__}\n" in page
+
+
+def test_seeds_above_2_to_the_32_have_numbers_of_their_own():
+    """Pinned, for saved models; the seed itself stands in the generator's state, so no two are alike."""
+    first = [torch.rand(2, generator=base.generator(seed)) for seed in (7, 7 + 2**32, 7 + 2**33, 2**63 - 1)]
+    assert torch.equal(first[0], torch.rand(2, generator=torch.Generator().manual_seed(7)))
+    torch.testing.assert_close(
+        torch.stack(first[1:]), torch.tensor([[0.011426, 0.683987], [0.161732, 0.475019], [0.048849, 0.044082]])
+    )
 
 
 @pytest.mark.parametrize(

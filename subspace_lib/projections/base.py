@@ -27,6 +27,12 @@ class _Drawn(ABCMeta):
         with torch.device("cpu"):
             return super().__call__(*args, **{name: _python(one) for name, one in kwargs.items()})
 
+    @property
+    def __signature__(cls) -> inspect.Signature:
+        """What the constructor takes, for help() and for the options."""
+        taken = inspect.signature(cls.__init__)  # type: ignore[misc]
+        return taken.replace(parameters=list(taken.parameters.values())[1:])
+
 
 def _python(value: Any) -> Any:
     return int(value) if isinstance(value, np.integer) else value
@@ -138,7 +144,7 @@ class Projection(nn.Module, metaclass=_Drawn):
     @classmethod
     def option_names(cls) -> list[str]:
         """Keywords that this family takes beside D, d and seed."""
-        return [name for name in inspect.signature(cls.__init__).parameters if name not in ("self", "D", "d", "seed")]
+        return [name for name in inspect.signature(cls).parameters if name not in ("D", "d", "seed")]
 
     def options(self) -> dict[str, Any]:
         """Keywords that draw this P again, beside D, d and seed: what the constructor took, kept under its names."""

@@ -91,6 +91,11 @@ class ComposedProjection(Projection):
                 )
         self.to(first.device)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the parts keep; a part that stands there twice counts once."""
+        return sum(part.nbytes for part in self.children() if isinstance(part, Projection))
+
 
 class ScaledProjection(ComposedProjection):
     """c P: another length of the columns, and so another learning rate for what P moves.

@@ -31,6 +31,14 @@ class DenseProjection(Projection):
     ------
     ValueError
         If the matrix, or with ``store=False`` one draw of it, would need more than ``LIMIT_BYTES``.
+
+    Examples
+    --------
+    >>> P = make_projection("dense", D=1000, d=4, seed=0)
+    >>> torch.equal(P.to_dense()[:, :2], make_projection("dense", D=1000, d=2, seed=0).to_dense())
+    True
+    >>> P.nbytes, make_projection("dense", D=1000, d=4, seed=0, store=False).nbytes
+    (16000, 0)
     """
 
     name = "dense"
@@ -85,6 +93,12 @@ class OrthogonalProjection(Projection):
     ------
     ValueError
         If the decomposition would need more than ``LIMIT_BYTES``.
+
+    Examples
+    --------
+    >>> P = make_projection("orthogonal", D=1000, d=4).to_dense()
+    >>> torch.allclose(P.T @ P, torch.eye(4), atol=1e-5)
+    True
     """
 
     name = "orthogonal"

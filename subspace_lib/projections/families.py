@@ -73,7 +73,17 @@ def make_projection(name: str, D: int, d: int, seed: int = 0, **options: Any) ->
 
 
 def from_recipe(recipe: dict[str, Any], dtype: torch.dtype) -> Projection:
-    """Draw the projection that ``Projection.recipe`` describes."""
+    """Draw the projection that ``Projection.recipe`` describes.
+
+    Examples
+    --------
+    >>> recipe = (0.5 * make_projection("one_hot", D=100, d=4, seed=7)).recipe()
+    >>> from_recipe(recipe, torch.float32)
+    ScaledProjection(
+      D=100, d=4, seed=7, factor=0.5
+      (P): OneHotProjection(D=100, d=4, seed=7)
+    )
+    """
     composed = COMPOSED.get(recipe.get("name", ""))
     if composed is None:
         return make_projection(**recipe, dtype=dtype)
@@ -88,6 +98,12 @@ def from_recipe(recipe: dict[str, Any], dtype: torch.dtype) -> Projection:
 
 
 def has_recipe(P: Projection) -> bool:
-    """Whether ``from_recipe`` can draw P again: it is of a known family, or made of such by the algebra."""
+    """Whether ``from_recipe`` can draw P again: it is of a known family, or made of such by the algebra.
+
+    Examples
+    --------
+    >>> has_recipe(make_projection("dense", D=100, d=4)), has_recipe(MatrixProjection(torch.ones(3, 1)))
+    (True, False)
+    """
     known = PROJECTIONS | COMPOSED
     return all(type(part) is known.get(part.name) for part in P.modules() if isinstance(part, Projection))

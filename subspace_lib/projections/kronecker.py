@@ -31,6 +31,12 @@ class KroneckerProjection(Projection):
         As in ``Projection``.
     orthonormal : bool
         Orthonormal columns in A and B.
+
+    Examples
+    --------
+    >>> P = make_projection("kronecker", D=100, d=9)
+    >>> torch.allclose(P.to_dense(), torch.kron(P.A, P.B))
+    True
     """
 
     name = "kronecker"

@@ -85,10 +85,10 @@ class LayerwiseProjection(ComposedProjection):
 
         Examples
         --------
-        >>> net = LeNet()
-        >>> P = LayerwiseProjection.over(net, {"features.*": ("hadamard", 20), "classifier.*": ("one_hot", 100)})
+        >>> net = torch.nn.Sequential(torch.nn.Linear(50, 20), torch.nn.ReLU(), torch.nn.Linear(20, 3))
+        >>> P = LayerwiseProjection.over(net, {"0.*": ("hadamard", 30), "2.*": ("identity", None)})
         >>> P.D == count_parameters(net), P.d
-        (True, 120)
+        (True, 93)
         """
         weights = {name: p for name, p in net.named_parameters() if p.requires_grad}
         pattern_of = {name: _pattern_of(name, blocks) for name in weights}

@@ -14,6 +14,11 @@ class OneHotProjection(Projection):
     A random permutation of the weights is cut into d groups whose sizes differ by at most one; the weights
     of group j are +-z_j / sqrt(size of the group). The columns do not overlap, so P is orthonormal exactly,
     and every weight moves. Keeps one 64-bit index a weight.
+
+    Examples
+    --------
+    >>> make_projection("one_hot", D=6, d=2).to_dense().count_nonzero(dim=0)
+    tensor([3, 3])
     """
 
     name = "one_hot"
@@ -40,13 +45,7 @@ class OneHotProjection(Projection):
     signed_scale: Tensor  # (2, d) plus and minus one over the square root of each group's size
 
     def _multiply(self, z: Tensor) -> Tensor:
-        return self._table(z).index_select(-1, self.entry)
-
-    def _write(self, theta0: Tensor, z: Tensor, out: Tensor) -> None:
-        torch.index_select(self._table(z), 0, self.entry, out=out).add_(theta0)
-
-    def _table(self, z: Tensor) -> Tensor:
-        return (z[..., None, :] * self.signed_scale).flatten(-2)
+        return (z[..., None, :] * self.signed_scale).flatten(-2).index_select(-1, self.entry)
 
     def _multiply_transposed(self, v: Tensor) -> Tensor:
         # One table for each half of the weights, so that two threads can fill them; an odd one is added at the end.

@@ -48,6 +48,12 @@ class SparseProjection(Projection):
         Share of entries that are not zero, in (0, 1]; default 1/sqrt(D).
     layout : str
         One of ``LAYOUTS``.
+
+    Examples
+    --------
+    >>> P = make_projection("sparse", D=10_000, d=50)
+    >>> P.k, diagnose(P)["reach"] < 0.5
+    (100, True)
     """
 
     name = "sparse"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from subspace_lib.diagnostics import milliseconds, once
 from subspace_lib.files import replaced_atomically
 from subspace_lib.projections import PROJECTIONS, Projection, make_projection
 from subspace_lib.projections.base import LIMIT_BYTES
@@ -120,26 +120,6 @@ def benchmark(
             P = make_projection(name, rows, columns).to(device)
             costs = product_costs(P, rounds if rows * columns < 10**10 else 5, bandwidth)
             yield {"part": part, "projection": name, "layout": "", "D": rows, "d": columns} | costs
-
-
-def milliseconds(function: Callable[[], object], device: str, rounds: int) -> float:
-    """Median time of a call, by the GPU's own clock where there is one."""
-    function()
-    return median(once(function, device) for _ in range(rounds))
-
-
-def once(function: Callable[[], object], device: str) -> float:
-    """Milliseconds of one call."""
-    if not device.startswith("cuda"):
-        started = time.perf_counter()
-        function()
-        return 1000 * (time.perf_counter() - started)
-    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    start.record()
-    function()
-    end.record()
-    end.synchronize()
-    return float(start.elapsed_time(end))
 
 
 def copy_bandwidth(device: str) -> float:

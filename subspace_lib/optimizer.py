@@ -1,0 +1,347 @@
+"""SubspaceOptimizer: theta = theta0 + P z, trained from anybody's loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from operator import is_not
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from subspace_lib.networks import flat, trained
+from subspace_lib.projections import Projection
+from subspace_lib.projections.base import fingerprint, same_fingerprint
+
+
+class SubspaceOptimizer(torch.optim.Optimizer):
+    """Trains an ordinary network in the subspace theta0 + P z, from any training loop.
+
+    The weights of ``net`` become views of one flat theta. After ``loss.backward()``, ``step()`` computes
+    grad_z = P^T grad_theta, lets an ordinary optimiser move z, and writes theta0 + P z into theta. Autograd never
+    sees P, and z follows exactly the path that ``SubspaceModel`` would take.
+
+    To whoever holds it, it is an ordinary optimiser of the network's weights: gradients are unscaled, clipped and
+    forgotten where they are, and the numbers of its one group (lr, betas, ...) are those of the optimiser of z.
+
+    Weights that were changed from outside since the last step (a state was loaded, an average swapped in) are
+    taken into z where they still lie in the subspace, and refused elsewhere. On a GPU, only changes that PyTorch
+    counts are seen: not those through ``.data``.
+
+    Parameters
+    ----------
+    net : nn.Module
+        An ordinary network, already on its device; its weights now are theta0. They may be of a shorter type
+        than P: z and theta0 have P's type, and theta0 + P z is written rounded.
+    P : Projection
+        A projection whose D is the number of trainable parameters of ``net``.
+    optimizer_class : type
+        The optimiser of z, for instance ``torch.optim.Adam``.
+    **options
+        The optimiser's keywords, for instance ``lr=1e-2``.
+
+    Attributes
+    ----------
+    z : Tensor
+        The d numbers that are trained; write to them with ``set_z``.
+
+    Raises
+    ------
+    ValueError
+        As ``SubspaceModel``; and from ``step``, if no weight has a gradient, or if the weights of ``net`` were moved,
+        replaced, frozen, or changed to what no z can give.
+
+    Examples
+    --------
+    >>> net = nn.Linear(20, 3)
+    >>> optimizer = SubspaceOptimizer(net, make_projection("one_hot", 63, 10), torch.optim.Adam, lr=0.1)
+    >>> net(torch.ones(1, 20)).sum().backward()
+    >>> optimizer.step()
+    >>> round(float(optimizer.z.detach().abs().max()), 3)
+    0.1
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        P: Projection,
+        optimizer_class: Callable[..., torch.optim.Optimizer],
+        **options: Any,
+    ) -> None:
+        weights = trained(net, P).values()
+        self.net, self.P = net, P
+        self.theta0 = flat(weights, P.dtype)
+        self.z = nn.Parameter(self.theta0.new_zeros(P.d))
+        self._inner = optimizer_class([self.z], **options)
+        super().__init__([self._inner.param_groups[0] | {"params": list(weights)}], self._inner.defaults)
+        self.state = self._inner.state
+        self._attach()
+        self._write()
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step of z; a weight without a gradient counts as zero."""
+        self._notice_changes()
+        self._hand_over()
+        if closure is None:
+            self._pull()
+            loss = self._inner.step()
+        else:
+
+            def evaluate() -> Any:
+                self._write()  # the optimiser of z may have moved it
+                with torch.enable_grad():
+                    loss = closure()
+                self._pull()
+                return loss
+
+            loss = self._inner.step(evaluate)
+        self.param_groups[0].update(_numbers(self._inner.param_groups[0]))
+        self._write()
+        return loss
+
+    @torch.no_grad()
+    def set_z(self, z: Tensor) -> None:
+        """Put z, and with it theta, somewhere else in the subspace."""
+        check_z(z, self.P)
+        self.z.copy_(z)
+        self._write()
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Refused: the weights that it has are all that it moves."""
+        if self.param_groups:
+            raise ValueError(
+                "a SubspaceOptimizer trains z alone; train further parameters with an optimiser of their own"
+            )
+        super().add_param_group(param_group)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of the optimiser of z, z itself, and marks of P, theta0 and theta; the caller keeps the network."""
+        for before in self._optimizer_state_dict_pre_hooks.values():
+            before(self)
+        self._hand_over()
+        marks = {"P": probe(self.P), "theta0": fingerprint(self.theta0), "theta": fingerprint(self._expected())}
+        state = self._inner.state_dict() | {"z": self.z.detach(), "subspace": marks}
+        for after in self._optimizer_state_dict_post_hooks.values():
+            state = after(self, state) or state
+        return state
+
+    @torch.no_grad()
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up a state, before or after the network's own: its weights then are theta0 + P z.
+
+        Raises
+        ------
+        ValueError
+            If the state is none of a ``SubspaceOptimizer``, or belongs to another P, d or theta0.
+        """
+        state = dict(state_dict)
+        for before in self._optimizer_load_state_dict_pre_hooks.values():
+            state = before(self, state) or state
+        if missing := {"z", "subspace", "state", "param_groups"} - state.keys():
+            raise ValueError(f"not the state of a SubspaceOptimizer: {sorted(missing)[0]!r} is missing in {[*state]}")
+        z, marks = state.pop("z"), state.pop("subspace")
+        check_z(z, self.P)
+        if not same_fingerprint(marks["P"], probe(self.P)):
+            raise ValueError(
+                "the state belongs to another P; draw P with the family, seed and options it was saved with"
+            )
+        theta0 = self._base(z.to(self.z), marks)
+        self._inner.load_state_dict(state)
+        self.state = self._inner.state
+        self.param_groups[0].update(_numbers(self._inner.param_groups[0]))
+        self.theta0 = theta0
+        self.set_z(z)
+        for after in self._optimizer_load_state_dict_post_hooks.values():
+            after(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy needs; it brings its network, as the copy of any optimiser brings its weights."""
+        own = {"net": self.net, "P": self.P, "theta0": self.theta0, "z": self.z, "_inner": self._inner}
+        return super().__getstate__() | own
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Lay the weights of the copied network into one theta of their own."""
+        super().__setstate__(state)
+        with torch.no_grad():
+            self._attach()
+            self._take_in()
+
+    def _base(self, z: Tensor, marks: dict[str, Any]) -> Tensor:
+        """theta0 of a loaded z: ours, or the network's weights if they are the saved theta0, or theta without P z."""
+        now = flat(self._weights, self.P.dtype)
+        own, here = fingerprint(self.theta0), fingerprint(now)
+        loaded = same_fingerprint(here, marks["theta"])
+        if same_fingerprint(own, marks["theta0"]) and _distance(own, marks["theta0"]) <= _distance(own, marks["theta"]):
+            if loaded or not self._changed():
+                return self.theta0
+        elif loaded and _distance(here, marks["theta"]) <= _distance(here, marks["theta0"]):
+            return torch.sub(now, self.P(z))
+        elif same_fingerprint(here, marks["theta0"]):
+            return now
+        raise ValueError(
+            "the network's weights are neither the theta0 of this state nor the theta0 + P z that it was saved with; "
+            "load the network's state first, or make the network from the seed it was made from"
+        )
+
+    def _attach(self) -> None:
+        """Lay the weights into one theta, keep their values, and remember how the network looks."""
+        self._parameters = dict(self.net.named_parameters())
+        self._flags = [p.requires_grad for p in self._parameters.values()]
+        self._weights = [p for p in self._parameters.values() if p.requires_grad]
+        tables = [vars(m).get(name, {}) for m in self.net.modules() for name in ("_parameters", "_modules")]
+        self._tables = [(table, list(table.values())) for table in tables]
+        self._types = [p.dtype for p in self._weights]
+        sizes = [p.numel() for p in self._weights]
+        self._theta = flat(self._weights, self.P.dtype)
+        self._gradient = torch.zeros_like(self._theta)
+        pieces = zip(self._weights, self._theta.split(sizes), self._gradient.split(sizes), strict=True)
+        self._gradients, self._rounded = [], []
+        for p, piece, gradient in pieces:
+            self._gradients.append(gradient.view(p.shape))
+            if p.dtype == self.P.dtype:
+                p.data = piece.view(p.shape)
+            else:
+                self._rounded.append((p.data, piece.view(p.shape)))
+        self._pointers = [p.data_ptr() for p in self._weights]
+
+    @torch.no_grad()
+    def _expected(self) -> Tensor:
+        """theta0 + P z, rounded as it is in the weights."""
+        theta = torch.empty_like(self.theta0)
+        self.P.write(self.theta0, self.z.detach(), theta)
+        pieces = zip(theta.split([p.numel() for p in self._weights]), self._types, strict=True)
+        return torch.cat([piece.to(dtype).to(theta.dtype) for piece, dtype in pieces])
+
+    def _write(self) -> None:
+        """Write theta0 + P z into the weights."""
+        self.P.write(self.theta0, self.z.detach(), self._theta)
+        for weight, piece in self._rounded:
+            weight.copy_(piece)
+        self._versions = [p._version for p in self._weights]
+        self._bits = self._sum_of_bits()
+
+    def _pull(self) -> None:
+        """Compute z.grad from the gradients of the weights."""
+        if all(p.grad is None for p in self._weights):
+            raise ValueError(
+                "no weight has a gradient, so there is no step to take; call loss.backward() before step()"
+            )
+        for p, gradient in zip(self._weights, self._gradients, strict=True):
+            if p.grad is None:
+                gradient.zero_()
+            else:
+                gradient.copy_(p.grad if p.grad.layout is torch.strided else p.grad.to_dense())
+        self.z.grad = self.P.pull(self._gradient)
+
+    def _hand_over(self) -> None:
+        """Give the numbers of our groups to the optimiser of z."""
+        numbers = [_numbers(group) for group in self.param_groups]
+        held = {id(p) for group in self.param_groups for p in group["params"]}
+        if held != set(map(id, self._weights)) or any(other != numbers[0] for other in numbers[1:]):
+            raise ValueError(
+                "param_groups must hold the weights of the network, all of them, and the same numbers in every group: "
+                "one optimiser moves the one z; for weights that differ, make an optimiser and a P for each part"
+            )
+        self._inner.param_groups[0].update(numbers[0])
+        self._inner.state = self.state
+
+    def _notice_changes(self) -> None:
+        """Take in, or refuse, what was done to the network since the last step."""
+        if any(len(table) != len(seen) or any(map(is_not, table.values(), seen)) for table, seen in self._tables):
+            now = dict(self.net.named_parameters())
+            for name in [*self._parameters, *now]:
+                if now.get(name) is not self._parameters.get(name):
+                    raise ValueError(f"{name!r} was replaced, added or removed after {_MADE}; make a new one")
+        if [p.requires_grad for p in self._parameters.values()] != self._flags:
+            flags = zip(self._parameters.items(), self._flags, strict=True)
+            name, p = next(item for item, flag in flags if item[1].requires_grad != flag)
+            state = "thawed" if p.requires_grad else "frozen"
+            raise ValueError(f"{name!r} was {state} (requires_grad) after {_MADE}; make a new one, for another D")
+        if self._changed():
+            self._take_in()
+
+    def _changed(self) -> bool:
+        return (
+            [p._version for p in self._weights] != self._versions
+            or [p.data_ptr() for p in self._weights] != self._pointers
+            or self._sum_of_bits() != self._bits
+        )
+
+    def _take_in(self) -> None:
+        """Move z to where the weights are now; refuse weights that no z can give."""
+        for p, gradient, dtype in zip(self._weights, self._gradients, self._types, strict=True):
+            if (p.shape, p.device, p.dtype) != (gradient.shape, gradient.device, dtype):
+                raise ValueError(
+                    f"the weights of the network were moved or replaced after {_MADE}; "
+                    "call .to(), .cuda() or .double() on the network first and make the optimiser after it"
+                )
+        now = flat(self._weights, self.P.dtype)
+        change = now - self._expected()
+        noise = 2 * max(torch.finfo(p.dtype).eps for p in self._weights) * now.norm()
+        if not change.norm() <= noise:
+            dz = _nearest(self.P, change)
+            rest = change - self.P(dz)
+            if not rest.norm() <= noise + 1e-4 * change.norm():
+                far = [
+                    float(part.norm().nan_to_num(torch.inf)) for part in rest.split([p.numel() for p in self._weights])
+                ]
+                name = [name for name, p in self._parameters.items() if p.requires_grad][far.index(max(far))]
+                raise ValueError(
+                    f"the weights were changed since the last step, {name!r} most, and no z gives what they are now; "
+                    "put them back, or make a new SubspaceOptimizer, whose theta0 they become"
+                )
+            self.z.add_(dz)
+        self._attach()
+        self._write()
+
+    def _sum_of_bits(self) -> list[int]:
+        """A number for each piece of memory that changes with it; none on a GPU, which would have to wait."""
+        if self._theta.device.type != "cpu":
+            return []
+        return [_sum_of_bits(weight) for weight in (self._theta, *(weight for weight, _ in self._rounded))]
+
+
+_MADE = "this SubspaceOptimizer was made"
+
+
+def check_z(z: Tensor, P: Projection) -> None:
+    """Refuse a z of another shape than P's."""
+    if z.shape != (P.d,):
+        raise ValueError(f"z must have shape (d = {P.d},), got {tuple(z.shape)}")
+
+
+def probe(P: Projection) -> list[float]:
+    """A fingerprint of P at one z."""
+    with torch.no_grad():
+        return fingerprint(P(torch.arange(P.d, dtype=P.dtype, device=P.device).cos()))
+
+
+def _numbers(group: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in group.items() if name != "params"}
+
+
+def _distance(a: list[float], b: list[float]) -> float:
+    return max(abs(x - y) for x, y in zip(a, b, strict=True))
+
+
+def _sum_of_bits(weight: Tensor) -> int:
+    """The sum of the bits of ``weight``, read as whole numbers of eight bytes; what is left over counts on its own."""
+    memory = weight.reshape(-1).view(torch.uint8)
+    head = len(memory) // 8 * 8
+    return int(memory[:head].view(torch.int64).sum()) + int(memory[head:].sum())
+
+
+def _nearest(P: Projection, v: Tensor) -> Tensor:
+    """The z whose P z is nearest to v: least squares by conjugate gradients, one round where P is orthonormal."""
+    z, residual = v.new_zeros(P.d), P.adjoint(v)
+    direction, size = residual, residual @ residual
+    enough = 1e-12 * size
+    for _ in range(100):
+        if not size > enough:
+            break
+        image = P.adjoint(P(direction))
+        step = size / (direction @ image)
+        z, residual = z + step * direction, residual - step * image
+        direction, size = residual + (residual @ residual) / size * direction, residual @ residual
+    return z
