@@ -1,10 +1,13 @@
-"""The claims of order that the recorded runs bear, each by the same test; ``python -m subspace_lib.study.findings``."""
+"""What the recorded runs say and where they stand: claims of order, each by the same test, and what is still to run.
+
+``python -m subspace_lib.study.findings`` writes both into ``data/README.md``.
+"""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -12,8 +15,10 @@ from typing import Any
 from subspace_lib.files import replaced_atomically
 from subspace_lib.intrinsic import crossing, increasing
 from subspace_lib.study.claims import Comparison, compare, of_differences
-from subspace_lib.study.records import DATA, results
+from subspace_lib.study.experiments import EXPERIMENTS, experiment
+from subspace_lib.study.records import DATA, Spec, curves, results
 from subspace_lib.study.scorecard import pooling_effect
+from subspace_lib.tasks.profiles import get_profile
 
 CORNERS = {
     ("shared", "long"): "study_sparse_original",
@@ -23,7 +28,6 @@ CORNERS = {
 }
 """The 2 x 2 of rows and column norms at density 1/sqrt(D), in "f5"."""
 SIZES = ((250, 500), (500, 1000), (1000, 2000), (2000, 3000), (3000, 6000))
-START, END = "<!-- findings -->\n", "<!-- end of findings -->\n"
 
 Row = dict[str, Any]
 Finding = tuple[str, Comparison]
@@ -158,14 +162,39 @@ def _slope(points: list[tuple[float, float]]) -> float:
     return sum((a - x) * (b - y) for a, b in points) / sum((a - x) ** 2 for a, _ in points)
 
 
-def write(readme: Path = DATA / "README.md") -> None:
-    """Put the table between its two marks in ``data/README.md``."""
-    text = readme.read_text(encoding="utf-8")
-    before, rest = text.split(START)
-    _, after = rest.split(END)
-    with replaced_atomically(readme) as temporary:
-        temporary.write_text(before + START + table(findings()) + END + after, encoding="utf-8")
+def standing(folder: Path = DATA / "results") -> str:
+    """By experiment, as a table in Markdown: runs, those of code that is in no commit, and what is still to run."""
+    lines = ["| experiment | runs | of changed code | replaced | still to run |", "| :-- | --: | --: | --: | :-- |"]
+    for name in EXPERIMENTS:
+        rows = results(name, folder)
+        dirty = sum(row["commit"].endswith("-dirty") for row in rows)
+        known = {Spec(**record["spec"]).key for record in curves(name, folder)}
+        try:
+            missing = sum(spec.key not in known for spec in experiment(name, get_profile("full"), folder))
+        except ValueError:
+            left = "waits for `lr`"
+        else:
+            left = f"{missing}" if missing else "nothing"
+        lines.append(f"| `{name}` | {len(rows)} | {dirty} | {len(results(name, folder / 'replaced'))} | {left} |")
+    return "\n".join(lines) + "\n"
 
+
+def parts(text: str) -> dict[str, str]:
+    """What stands between the marks of each part in the text of ``data/README.md``."""
+    return {name: text.split(f"<!-- {name} -->\n")[1].split(f"<!-- end of {name} -->\n")[0] for name in PARTS}
+
+
+def write(readme: Path = DATA / "README.md") -> None:
+    """Put both tables between their marks in ``data/README.md``."""
+    text = readme.read_text(encoding="utf-8")
+    for name, old in parts(text).items():
+        start = f"<!-- {name} -->\n"
+        text = text.replace(start + old, start + PARTS[name]())
+    with replaced_atomically(readme) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+PARTS: dict[str, Callable[[], str]] = {"findings": lambda: table(findings()), "standing": standing}
 
 if __name__ == "__main__":
     write()
