@@ -3,7 +3,13 @@
 import base64
 import io
 import math
+import os
 import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -14,7 +20,8 @@ from subspace_lib.intrinsic import crossing
 from subspace_lib.press import figures
 from subspace_lib.press.widgets import FrameSlider
 from subspace_lib.study.experiments import EXPERIMENTS
-from subspace_lib.study.records import published, results
+from subspace_lib.study.records import curves, published, results
+from subspace_lib.study.scorecard import scorecard
 
 
 def test_published_figures_can_be_picked():
@@ -63,6 +70,33 @@ def test_every_recorded_row_names_a_commit_as_text():
         rows = results(experiment)
         assert rows and all(re.fullmatch(r"[0-9a-f]{7,}(-dirty)?", row["commit"]) for row in rows)
         assert all(isinstance(row[name], int) for row in rows for name in ("D", "d", "seed", "steps"))
+
+
+def test_an_installed_library_brings_its_tables(tmp_path):
+    pytest.importorskip("setuptools", minversion="77")
+    root = Path(__file__).resolve().parents[1]
+    for name in ("subspace_lib", "data/published", "data/results"):
+        shutil.copytree(root / name, tmp_path / "source" / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE", "LICENSE-text"):
+        shutil.copy(root / name, tmp_path / "source" / name)
+    offline = ["--no-deps", "--no-build-isolation", "--no-index", "--quiet"]
+    pip = [sys.executable, "-m", "pip", "wheel", *offline, "--wheel-dir", str(tmp_path), str(tmp_path / "source")]
+    subprocess.run(pip, check=True)
+    [wheel] = tmp_path.glob("*.whl")
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    script = (
+        "import subspace_lib; from subspace_lib.study.records import curves, published, results\n"
+        "from subspace_lib.study.scorecard import scorecard\n"
+        "print(subspace_lib.__file__, len(results('f1')), len(curves('f1')), len(published()), len(scorecard()))"
+    )
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
+    done = subprocess.run([sys.executable, "-P", "-c", script], env=environment, cwd=tmp_path, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
+    where, *counts = done.stdout.decode().split()
+    assert Path(where).is_relative_to(tmp_path / "site")
+    rows = scorecard()
+    assert [int(n) for n in counts] == [len(results("f1")), len(curves("f1")), len(published()), len(rows)]
+    assert counts[0] != "0" and {row["verdict"] for row in rows} != {"not run"}
 
 
 def test_crossing_is_exact_on_a_line_in_log_d():

@@ -13,7 +13,9 @@ from typing import Any
 
 from subspace_lib.files import replaced_atomically
 
-DATA = Path(__file__).resolve().parents[2] / "data"
+_INSTALLED = Path(__file__).resolve().parents[1] / "recorded"
+DATA = _INSTALLED if _INSTALLED.is_dir() else Path(__file__).resolve().parents[2] / "data"
+"""Published figures and our recorded runs: ``data`` of the checkout, or what an installed library brings."""
 VERSION = 1
 
 
