@@ -241,24 +241,25 @@ class SubspaceModel(nn.Module):
 
     @classmethod
     def _with_P(cls, net: nn.Module, about: dict[str, Any]) -> Self:
-        """The model with the P of the file, whatever type it was drawn in before the model was converted."""
+        """The model with the P of the file, in whichever type it was drawn before the model was converted."""
         dtype = checkpoint.TYPES[about["dtype"]]
-        problem = f"cannot be rebuilt: P {_NOT_THE_SAME}"
+        problem, found = "", []
         for drawn in dict.fromkeys((dtype, torch.float32, torch.float64)):
             try:
                 model = cls(net, from_recipe(about["P"], drawn))
+                if drawn != dtype or about.get("types", model._types()) != model._types():
+                    model.to(dtype)
+                mark = probe(model.P)
             except (ValueError, TypeError, LookupError, AttributeError, RuntimeError) as error:
-                problem = f"names a P that cannot be used: {error}"
+                problem = problem or f"names a P that cannot be used: {error}"
                 continue
-            if drawn != dtype or about.get("types", model._types()) != model._types():
-                model.to(dtype)
-            if (
-                same_fingerprint(about["probe"], probe(model.P))
-                and about.get("types", model._types()) == model._types()
-            ):
-                return model
-            problem = f"cannot be rebuilt: P {_NOT_THE_SAME}"
-        raise CheckpointError(problem)
+            if same_fingerprint(about["probe"], mark) and about.get("types", model._types()) == model._types():
+                if mark == about["probe"]:
+                    return model
+                found.append(model)
+        if not found:
+            raise CheckpointError(problem or f"cannot be rebuilt: P {_NOT_THE_SAME}")
+        return found[0]
 
     def _take_beside(self, about: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         """Take buffers, frozen weights and extra state out of the file; check those that the factory made."""

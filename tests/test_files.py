@@ -1,5 +1,8 @@
 """Files are whole or not there."""
 
+import os
+import stat
+
 import pytest
 
 from subspace_lib import LeNet, SubspaceModel, make_projection
@@ -23,3 +26,46 @@ def test_an_unwritable_folder_is_named(tmp_path):
     model = SubspaceModel(LeNet(), make_projection("one_hot", 61_706, 2))
     with pytest.raises(OSError, match="taken"):
         model.save(tmp_path / "taken" / "model.safetensors")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes and links are POSIX's")
+def test_modes_links_and_what_is_no_file(tmp_path, monkeypatch):
+    path = tmp_path / "file.txt"
+
+    def write(where):
+        with replaced_atomically(where) as temporary:
+            temporary.write_text("new")
+
+    before = os.umask(0o077)
+    try:
+        write(path)
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        path.chmod(0o640)
+        write(path)
+        assert stat.S_IMODE(path.stat().st_mode) == 0o640, "the mode of the old file"
+    finally:
+        os.umask(before)
+    link = tmp_path / "link"
+    link.symlink_to(path)
+    path.write_text("old")
+    write(link)
+    assert link.is_symlink()
+    assert path.read_text() == "new"
+    os.mkfifo(tmp_path / "pipe")
+    for no_file in (tmp_path, tmp_path / "pipe"):
+        with pytest.raises(OSError, match="not a regular file"):
+            write(no_file)
+
+    def fail(*_):
+        raise PermissionError
+
+    monkeypatch.setattr(type(path), "chmod", fail)
+    path.write_text("old")
+    write(path)
+    assert path.read_text() == "new", "a file system without modes loses nothing"
+
+
+def test_a_long_name_fits(tmp_path):
+    with replaced_atomically(tmp_path / ("n" * 250)) as temporary:
+        temporary.write_text("new")
+    assert [len(entry.name) for entry in tmp_path.iterdir()] == [250]

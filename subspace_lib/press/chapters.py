@@ -144,6 +144,7 @@ def _module(root: Path, dotted: str) -> Iterator[tuple[Path, bool]]:
         yield from ((package, False) for package in packages if package.is_file())
         if file.is_file():
             yield file, True
+            yield from ((beside, False) for beside in sorted(path.glob("*.*s")))  # the laboratory's .js and .css
 
 
 def _name(root: Path, module: str, name: str) -> Iterator[tuple[Path, bool]]:

@@ -1,0 +1,431 @@
+// The page: controls, pictures and words around the worker. `packed` is the text of engine.js and worker.js, deflated.
+"use strict";
+
+const FAMILIES = {
+  hadamard: "A random plane", identity: "All weights", coordinates: "Single weights",
+  one_hot: "A random plane: shared weights", sparse: "A random plane: sparse directions",
+};
+const D = 159010, BITS = [1, 2, 3, 4, 5, 6, 8, 32], LONGEST_LINK = 20000;
+const DAMAGED = "The address of this page held a set-up that is damaged or of another version. These are the usual settings.";
+
+// An element with its attributes and children; text stays text, whatever it holds.
+function el(tag, attributes = {}, ...children) {
+  const svg = /^(svg|g|path|polyline|line|text|circle|title)$/.test(tag);
+  const node = svg ? document.createElementNS("http://www.w3.org/2000/svg", tag) : document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
+    else if (value === true) node.setAttribute(name, "");
+    else if (value !== false && value != null) node.setAttribute(name, value);
+  }
+  node.append(...children);
+  return node;
+}
+
+const percent = share => `${(100 * share).toFixed(1)}%`;
+const grouped = number => number.toLocaleString("en-US");
+// Round numbers between two, about ten in each power of ten.
+const roundNumbers = (low, high) => [1, 10, 100, 1000, 10000]
+  .flatMap(power => [1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8].map(first => first * power))
+  .filter(n => Number.isInteger(n) && n >= low && n <= high);
+
+async function inflate(text) {
+  const packed = Uint8Array.from(atob(text), letter => letter.charCodeAt(0));
+  return new Response(new Blob([packed]).stream().pipeThrough(new DecompressionStream("deflate"))).arrayBuffer();
+}
+
+// A chart of lines over x. Colours come from the style sheet, so that they follow the theme.
+function chart({ x, y, xLabel, yLabel, xTicks, yTicks, log = false, name }) {
+  const W = 350, H = 200, left = 40, right = 22, top = 20, bottom = 34;
+  const to = value => (log ? Math.log(value) : value);
+  const X = value => left + (W - left - right) * (to(value) - to(x[0])) / (to(x[1]) - to(x[0]));
+  const Y = value => H - bottom - (H - top - bottom) * (Math.min(y[1], Math.max(y[0], value)) - y[0]) / (y[1] - y[0]);
+  const root = el("svg", { viewBox: `0 0 ${W} ${H}`, role: "img", "aria-label": name });
+  for (const tick of yTicks) {
+    root.append(el("line", { class: "grid", x1: left, x2: W - right, y1: Y(tick), y2: Y(tick) }),
+      el("text", { x: left - 5, y: Y(tick) + 4, "text-anchor": "end" }, String(tick)));
+  }
+  for (const tick of xTicks) {
+    root.append(el("text", { x: X(tick), y: H - bottom + 15, "text-anchor": "middle" }, grouped(tick)));
+  }
+  root.append(el("text", { x: (left + W - right) / 2, y: H - 3, "text-anchor": "middle" }, xLabel),
+    el("text", { x: 4, y: 12 }, yLabel));
+  const lines = el("g");
+  root.append(lines);
+  return {
+    root,
+    clear: () => lines.replaceChildren(),
+    say: words => root.setAttribute("aria-label", `${name}: ${words}`),
+    line(points, kind) {
+      lines.append(el("polyline", { class: kind, points: points.map(([a, b]) => `${X(a)},${Y(b)}`).join(" ") }));
+    },
+    points(points, kind) {
+      lines.append(...points.map(([a, b]) => el("circle", { class: kind, cx: X(a), cy: Y(b), r: 4 })));
+    },
+    label(a, b, text, kind, anchor = "end") {
+      lines.append(el("text", { class: kind, x: X(a), y: Y(b) - 5, "text-anchor": anchor }, text));
+    },
+  };
+}
+
+// One image on a canvas: ink of a digit, or what moved, blue below 0 and orange above.
+function paint(canvas, values, signed = 0) {
+  const context = canvas.getContext("2d"), image = context.createImageData(28, 28);
+  values.forEach((value, p) => {
+    const share = signed ? Math.max(-1, Math.min(1, value / signed)) : value;
+    const colour = signed ? (share < 0 ? [37, 99, 235] : [234, 112, 12]) : [255, 255, 255];
+    image.data.set([...colour, Math.round(255 * Math.abs(share))], 4 * p);
+  });
+  context.putImageData(image, 0, 0);
+}
+
+class Laboratory {
+  constructor(root) {
+    Object.assign(this, { root, kind: root.dataset.lab });
+    this.index = 1 + [...document.querySelectorAll(".subspace-lab")].indexOf(root);
+    this.config = JSON.parse(root.querySelector(".setup").content.textContent);
+    this.read();
+    Object.assign(this, { numbers: 0, waiting: new Map(), fields: {}, runs: [] });
+  }
+
+  async begin(packed) {
+    const missing = typeof Worker === "undefined" ? "workers" : typeof DecompressionStream === "undefined"
+      ? "DecompressionStream" : null;
+    if (missing) return this.giveUp(`This browser has no ${missing}, which the laboratory needs.`);
+    try {
+      const source = new Blob([await inflate(packed)], { type: "text/javascript" });
+      this.worker = new Worker(URL.createObjectURL(source));
+    } catch {
+      return this.giveUp("This browser, or the frame that this page stands in, allows no workers.");
+    }
+    this.worker.onerror = event => {
+      event.preventDefault();
+      this.giveUp("The worker of this laboratory failed, or the server of this page allows none.");
+    };
+    this.worker.onmessage = ({ data: { number, news, result } }) => {
+      const job = this.waiting.get(number);
+      if (job && news) job.tell(news);
+      if (job && result) {
+        this.waiting.delete(number);
+        job.end(result);
+      }
+    };
+    document.addEventListener("visibilitychange", () => this.post(document.hidden ? "pause" : "resume"));
+    if (document.hidden) this.post("pause");
+    this.build();
+  }
+
+  giveUp(why) {
+    this.live?.remove();
+    this.root.querySelector(".still").hidden = false;
+    this.root.querySelector(".why").textContent = `${why} The picture shows a finished run.`;
+  }
+
+  post(what, given = {}) {
+    this.worker.postMessage({ number: ++this.numbers, what, ...given });
+    return this.numbers;
+  }
+
+  // A job of the worker. A new one ends those before it; theirs say "stopped".
+  ask(what, given = {}, tell = () => {}) {
+    if (what !== "read") this.giveWay();
+    const number = this.post(what, given);
+    return new Promise(end => this.waiting.set(number, { tell, end }));
+  }
+
+  giveWay() {
+    for (const [number, job] of this.waiting) {
+      this.waiting.delete(number);
+      job.end({ ended: "stopped" });
+    }
+  }
+
+  // The set-up in the address: #lab=plane&v=1&n=1&d=200 ... Nothing of it is ever shown.
+  read() {
+    this.given = new URLSearchParams();
+    this.complaint = "";
+    const text = location.hash;
+    if (!text.startsWith("#lab=")) return;
+    const given = new URLSearchParams(text.slice(1, LONGEST_LINK + 1000));
+    const known = ["plane", "dimension", "spoil", "link"].includes(given.get("lab"));
+    const mine = given.get("lab") === this.kind && (given.get("n") ?? "1") === String(this.index);
+    if (text.length > LONGEST_LINK + 900 || !known || given.get("v") !== "1") this.complaint = this.index === 1 || mine ? DAMAGED : "";
+    else if (mine) {
+      this.given = given;
+      this.addressed = true;
+    }
+  }
+
+  write(more = {}) {
+    const state = new URLSearchParams({ lab: this.kind, v: "1", n: this.index });
+    for (const [name, field] of Object.entries(this.fields)) state.set(name, field.value());
+    for (const [name, value] of Object.entries(more)) state.set(name, value);
+    this.state = `#${state}`;
+    try {
+      history.replaceState(history.state, "", this.state);
+    } catch { /* a frame without an address of its own */ }
+  }
+
+  // A control with its label. `allowed` are its values; what the address asks for must be one of them.
+  field(name, label, allowed, value, { names = {}, kind = "select", show = String } = {}) {
+    const asked = this.given.get(name);
+    const found = asked === null ? value : allowed.find(choice => String(choice) === asked);
+    if (found === undefined) this.complaint = DAMAGED;
+    const now = found ?? value, id = `subspace-lab-${this.index}-${name}`;
+    let node, read, shown = [];
+    if (kind === "range") {
+      const output = el("output", { for: id }, show(now));
+      node = el("input", { type: "range", id, min: 0, max: allowed.length - 1, value: allowed.indexOf(now),
+        autocomplete: "off", "aria-valuetext": show(now) });
+      node.addEventListener("input", () => {
+        output.textContent = show(read());
+        node.setAttribute("aria-valuetext", show(read()));
+      });
+      read = () => allowed[node.value];
+      shown = [output];
+    } else if (kind === "radio") {
+      const buttons = allowed.map(choice => el("input", { type: "radio", name: id, value: choice, checked: choice === now,
+        autocomplete: "off" }));
+      node = el("fieldset", {}, el("legend", {}, label),
+        ...buttons.map((button, i) => el("label", {}, button, names[allowed[i]] ?? String(allowed[i]))));
+      read = () => allowed[buttons.findIndex(button => button.checked)];
+    } else {
+      node = el("select", { id, autocomplete: "off" },
+        ...allowed.map(choice => el("option", { selected: choice === now }, names[choice] ?? show(choice))));
+      read = () => allowed[node.selectedIndex];
+    }
+    const field = { value: read, changed: () => {} };
+    node.addEventListener("input", () => { field.changed(); this.write(); });
+    this.fields[name] = field;
+    return kind === "radio" ? node : el("div", { class: "field" }, el("label", { for: id }, label), node, ...shown);
+  }
+
+  value(name) { return this.fields[name]?.value(); }
+
+  button(name, press, primary = false) {
+    return el("button", { type: "button", class: primary ? "primary" : null, onclick: press }, name);
+  }
+
+  seedField() { return this.field("seed", "Dice (seed)", [0, 1, 2, 3, 4, 5, 6, 7, 8, 9], 0); }
+  epochsField(value) { return this.field("epochs", "Epochs", [2, 5, 10, 20], value); }
+
+  stop() {
+    this.giveWay();
+    this.post("stop");
+    if (this.root.dataset.state === "training") this.mode("done");
+  }
+
+  say(words) { this.status.textContent = words; }
+  mode(state) { this.root.dataset.state = state; }
+
+  async build() {
+    this.live = el("div", { class: "live" });
+    this.status = el("p", { role: "status" });
+    const { shown } = await this.ask("open", { data: { ...this.config.data, text: this.root.querySelector(".digits").content.textContent } });
+    if (!shown) return this.giveUp("The digits of this page could not be unpacked.");
+    this.shown = shown;
+    KINDS[this.kind](this);
+    if (this.config.notice) this.live.prepend(el("p", { class: "notice" }, this.config.notice));
+    this.root.querySelector(".still").hidden = true;
+    this.root.append(this.live);
+    this.root.dataset.ready = "";
+    this.say(this.complaint || this.greeting);
+    if (this.addressed) this.root.scrollIntoView();
+    if (this.given.has("z")) this.openLink();
+  }
+
+  // Trains once with the settings at hand, or others, and keeps the run.
+  async train(over = {}, tell = () => {}) {
+    const spec = {
+      family: this.value("family") ?? "hadamard", d: this.value("d"), seed: this.value("seed"),
+      epochs: this.value("epochs"), rate: this.value("rate") ?? 0.1, optimiser: "adam", norm: 1, ...over,
+    };
+    if (spec.family === "identity") Object.assign(spec, { d: D, rate: over.rate ?? 0.003 });
+    const run = { spec, curve: [] }, mine = this.training = {};
+    let spoken = -1;
+    this.mode("training");
+    const result = await this.ask("train", { spec }, news => {
+      run.curve.push(news);
+      this.root.dataset.accuracy = news.accuracy.toFixed(4);
+      if (Math.floor(news.epoch) > spoken && news.epoch < spec.epochs) {
+        spoken = Math.floor(news.epoch);
+        this.say(`${spoken ? `Epoch ${spoken} of ${spec.epochs}` : "Before training"}: the network reads ${percent(news.accuracy)} of ${grouped(this.config.data.test)} digits.`);
+      }
+      tell(news, run);
+    });
+    return Object.assign(run, { accuracy: run.curve.at(-1)?.accuracy }, result, { superseded: this.training !== mine });
+  }
+
+  // What a run came to, in words.
+  told({ spec, ended, accuracy, step, seconds }) {
+    const who = spec.family === "identity" ? "all weights" : `d = ${grouped(spec.d)}`;
+    const numbers = accuracy == null ? "" : ` It last read ${percent(accuracy)} of the digits.`;
+    if (ended === "stopped") return `Stopped.${numbers}`;
+    if (ended === "diverged") {
+      return `The training diverged and was ended at step ${step}: its steps were too long, and the loss ran away. Choose a smaller learning rate.`;
+    }
+    if (ended !== "done") return "The worker failed; load the page again.";
+    return `Done in ${seconds.toFixed(0)} s: with ${who}, ${spec.epochs} epochs and dice ${spec.seed}, the network reads ${percent(accuracy)} of ${grouped(this.config.data.test)} digits that it never trained on.`;
+  }
+
+  // Sixteen digits with the guesses, and what moved.
+  tiles() {
+    const guesses = this.shown.map(({ image, label }) => {
+      const canvas = el("canvas", { width: 28, height: 28 }), word = el("span", {}, "?");
+      paint(canvas, image);
+      return { node: el("span", { class: "tile" }, canvas, word), word, label };
+    });
+    const root = el("div", { class: "tiles", role: "img", "aria-label": "Sixteen digits, not read yet" }, ...guesses.map(guess => guess.node));
+    return { root, show: found => {
+      let right = 0;
+      found.forEach((guess, i) => {
+        const fits = guess === guesses[i].label;
+        right += fits;
+        guesses[i].word.textContent = `${guess} ${fits ? "\u2713" : "\u2717"}`;
+        guesses[i].node.classList.toggle("wrong", !fits);
+      });
+      root.setAttribute("aria-label", `Sixteen digits: ${right} read right`);
+    } };
+  }
+
+  movers() {
+    const canvases = Array.from({ length: 8 }, () => el("canvas", { width: 28, height: 28 }));
+    const scale = el("span", {}, "nothing yet");
+    const pictures = el("div", { class: "movers", role: "img", "aria-label": "theta minus theta0 of eight hidden units, each as an image of 28 by 28 weights" }, ...canvases);
+    return { root: el("figure", {}, pictures, el("figcaption", {}, "What moved: \u03b8 \u2212 \u03b80 of eight hidden units. Orange up, blue down; full colour is ", scale, ".")),
+      show: moved => {
+        const largest = moved.reduce((most, unit) => unit.reduce((m, value) => Math.max(m, Math.abs(value)), most), 0);
+        scale.textContent = largest ? `\u00b1${largest.toPrecision(2)}` : "nothing yet";
+        canvases.forEach((canvas, u) => paint(canvas, moved[u], largest || 1));
+      } };
+  }
+
+  // A canvas to draw a digit on, for the network at hand.
+  drawing() {
+    const canvas = el("canvas", { width: 280, height: 280, class: "paper", role: "img", tabindex: 0,
+      "aria-label": "Paper for a digit: draw with a finger or a mouse, or move a pen with the arrow keys" });
+    const verdict = el("p", { role: "status" }, "Train first, then draw a digit.");
+    const context = canvas.getContext("2d", { willReadFrequently: true });
+    let pen = null;
+    const stroke = (x, y) => {
+      context.lineWidth = 22;
+      context.lineCap = context.lineJoin = "round";
+      context.strokeStyle = "#fff";
+      context.beginPath();
+      context.moveTo(...(pen ?? [x, y]));
+      context.lineTo(x, y);
+      context.stroke();
+      pen = [x, y];
+    };
+    const at = event => {
+      const box = canvas.getBoundingClientRect();
+      return [280 * (event.clientX - box.left) / box.width, 280 * (event.clientY - box.top) / box.height];
+    };
+    const look = async () => {
+      const image = centred(context.getImageData(0, 0, 280, 280).data, 280);
+      if (typeof image === "string") return verdict.textContent = image;
+      const { p } = await this.ask("read", { image });
+      if (!p) return verdict.textContent = "There is no network yet: train one first.";
+      const order = p.map((share, digit) => [share, digit]).sort((a, b) => b[0] - a[0]);
+      canvas.dataset.guess = order[0][1];
+      verdict.textContent = `The network reads a ${order[0][1]} (${percent(order[0][0])}), or else a ${order[1][1]} (${percent(order[1][0])}).`;
+    };
+    canvas.addEventListener("pointerdown", event => { canvas.setPointerCapture(event.pointerId); pen = null; stroke(...at(event)); });
+    canvas.addEventListener("pointermove", event => { if (event.buttons) stroke(...at(event)); });
+    canvas.addEventListener("pointerup", () => { pen = null; look(); });
+    let keyed = [140, 60];
+    canvas.addEventListener("keydown", event => {
+      const way = { ArrowUp: [0, -20], ArrowDown: [0, 20], ArrowLeft: [-20, 0], ArrowRight: [20, 0] }[event.key];
+      if (!way) return;
+      event.preventDefault();
+      const next = [0, 1].map(i => Math.min(265, Math.max(15, keyed[i] + way[i])));
+      if (!event.shiftKey) {
+        pen = keyed;
+        stroke(...next);
+        look();
+      }
+      keyed = next;
+    });
+    const clear = () => {
+      context.clearRect(0, 0, 280, 280);
+      pen = null;
+      keyed = [140, 60];
+      verdict.textContent = "An empty paper.";
+    };
+    return el("details", { class: "draw" }, el("summary", {}, "Draw a digit"),
+      el("p", {}, "Draw one large digit. It is shrunk and centred as MNIST's digits are, and the network at hand reads it. With the keyboard: arrow keys draw, with Shift they only move the pen."),
+      canvas, el("div", { class: "row" }, this.button("Read it", look), this.button("Clear", clear)), verdict);
+  }
+
+  // An exercise, and a button that looks at the laboratory itself.
+  exercise(words, check) {
+    const verdict = el("p", { role: "status", class: "verdict" });
+    const answer = () => {
+      const [right, why] = check();
+      verdict.textContent = `${right ? "Right." : "Not yet."} ${why}`;
+      this.root.dataset.check = right ? "right" : "wrong";
+    };
+    return el("details", { class: "exercise" }, el("summary", {}, "Exercise"), el("p", {}, words),
+      this.button("Check", answer), verdict);
+  }
+}
+
+// A drawing as MNIST keeps its digits: 20 x 20, its centre of mass in the middle of 28 x 28. Or a sentence that says
+// why not.
+function centred(data, size) {
+  let [left, right, top, bottom, ink] = [size, -1, size, -1, 0];
+  for (let y = 0; y < size; y++) {
+    for (let x = 0; x < size; x++) {
+      if (data[4 * (y * size + x) + 3] < 128) continue;
+      [left, right, top, bottom] = [Math.min(left, x), Math.max(right, x), Math.min(top, y), Math.max(bottom, y)];
+      ink++;
+    }
+  }
+  if (!ink) return "The paper is empty: draw a digit first.";
+  if (ink > 0.6 * size * size) return "Most of the paper is covered: clear it, and draw one digit.";
+  const side = Math.max(right - left, bottom - top) + 1, cell = Math.max(side / 20, 1), image = new Float32Array(784);
+  const shrunk = new Float32Array(400);
+  let mass = 0, atX = 0, atY = 0;
+  for (let y = top; y <= bottom; y++) {
+    for (let x = left; x <= right; x++) {
+      const i = Math.min(19, Math.floor((x - left) / cell)), j = Math.min(19, Math.floor((y - top) / cell));
+      shrunk[20 * j + i] += data[4 * (y * size + x) + 3] / 255 / cell ** 2;
+    }
+  }
+  shrunk.forEach((value, p) => {
+    mass += value;
+    atX += value * (p % 20);
+    atY += value * Math.floor(p / 20);
+  });
+  const moveX = Math.round(13.5 - atX / mass), moveY = Math.round(13.5 - atY / mass);
+  shrunk.forEach((value, p) => {
+    const x = (p % 20) + moveX, y = Math.floor(p / 20) + moveY;
+    if (x >= 0 && x < 28 && y >= 0 && y < 28) image[28 * y + x] = Math.min(1, value);
+  });
+  return image;
+}
+
+// The laboratories: which controls, which pictures, and what a press on a button does. Each has a file of its own.
+const KINDS = {};
+
+const accuracyChart = epochs => chart({
+  x: [0, epochs], y: [0, 1], xTicks: [0, epochs / 2, epochs], yTicks: [0, 0.5, 1], xLabel: "epochs",
+  yLabel: "accuracy on digits not trained on", name: "Accuracy against epochs",
+});
+
+function startLaboratories(packed) {
+  const begin = root => new Laboratory(root).begin(packed);
+  const seen = new IntersectionObserver(entries => {
+    for (const { isIntersecting, target } of entries) {
+      if (!isIntersecting) continue;
+      seen.unobserve(target);
+      begin(target);
+    }
+  }, { rootMargin: "200px" });
+  for (const root of document.querySelectorAll(".subspace-lab[data-waiting]")) {
+    if (!KINDS[root.dataset.lab]) continue; // another laboratory, with a script of its own
+    delete root.dataset.waiting;
+    if (location.hash.startsWith(`#lab=${root.dataset.lab}&`)) begin(root);
+    else seen.observe(root);
+  }
+}
+addEventListener("hashchange", () => { if (location.hash.startsWith("#lab=")) location.reload(); });
