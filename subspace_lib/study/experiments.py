@@ -192,6 +192,15 @@ def _families(_: str, folder: Path) -> Settings:
                 yield common | {"projection": name, "lr": lr, "options": {"split": [4000, 1050]}}
 
 
+def _corners(*_: Any) -> Settings:
+    """The 2 x 2 of rows and column norms in F5, each corner over rates of its own: long columns are a larger rate."""
+    common = {"dataset": "cifar10", "model": "mlp", "d": 5050, "options": {"split": [4000, 1050]}}
+    for name in ("study_sparse_original", "sparser_independent_long"):
+        yield from (common | {"projection": name, "lr": lr} for lr in (1e-4, 3e-4, STUDY_RATE, 3e-3))
+    for name in ("sparser_shared_unit", "sparser_independent_unit"):
+        yield from (common | {"projection": name, "lr": lr} for lr in (STUDY_RATE, 3e-3, 1e-2, 3e-2))
+
+
 def _loss_curves(_: str, folder: Path) -> Settings:
     lenet, mlp = (
         {"dataset": "cifar10", "model": model, "d": 3500, "lr": chosen_rate("cifar10", model, True, folder, 3500)}
@@ -269,6 +278,7 @@ EXPERIMENTS: dict[str, Callable[[str, Path], Settings]] = {
     "f1": _curve,
     "f3": _curve,
     "f5": _families,
+    "f5_corners": _corners,
     "f2": _curve,
     "f4": _curve,
     "gaussian": _gaussian,
