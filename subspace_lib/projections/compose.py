@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from subspace_lib.checks import number
 from subspace_lib.projections.base import COMPOSED, Projection
@@ -94,7 +94,8 @@ class ComposedProjection(Projection):
     @property
     def nbytes(self) -> int:
         """Bytes that the parts keep; a part that stands there twice counts once."""
-        return sum(part.nbytes for part in self.children() if isinstance(part, Projection))
+        parts = (part for child in self.children() for part in (child if isinstance(child, nn.ModuleList) else [child]))
+        return sum(part.nbytes for part in parts if isinstance(part, Projection))
 
 
 class ScaledProjection(ComposedProjection):
