@@ -74,6 +74,17 @@ def logged(specs, data):
 test_sweep.sweep.run = logged
 """
 SWEEP = SLOWLY + 'test_sweep.sweep.sweep(test_sweep.SPECS, folder / "records", folder / "test.jsonl")'
+TWO_WORKERS = """
+import os, sys, time
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import test_sweep
+def work(group):
+    (Path(sys.argv[2]) / f"{os.getpid()}.pid").touch()
+    time.sleep(600)
+groups = [[test_sweep.replace(test_sweep.SPEC, seed=seed)] for seed in range(4)]
+list(test_sweep.sweep._in_processes(work, groups, jobs=2))
+"""
 DASK_WORKER = (
     SLOWLY
     + """
@@ -217,6 +228,26 @@ def test_a_sweep_that_is_killed_goes_on_where_it_stood(tmp_path):
     for name, content in kept.items():
         assert (tmp_path / "records" / name).read_bytes() == content
     assert sorted(row["d"] for row in results("test", tmp_path)) == [2, 2, 5, 5, 9, 9]
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
+def test_a_sweep_that_is_killed_leaves_no_worker(tmp_path):
+    process = start(tmp_path, 0, TWO_WORKERS)
+    while len(workers := [path.stem for path in tmp_path.glob("*.pid")]) < 2:
+        assert process.poll() is None, process.stdout.read().decode()
+        time.sleep(0.01)
+
+    def running():
+        stats = [Path(f"/proc/{pid}/stat") for pid in workers]
+        return [stat for stat in stats if stat.exists() and stat.read_text().rsplit(")", 1)[1].split()[0] != "Z"]
+
+    assert len(running()) == 2 and str(process.pid) not in workers
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 10
+    while running():
+        assert time.monotonic() < deadline, "workers outlive their sweep"
+        time.sleep(0.05)
 
 
 def test_two_sweeps_over_one_folder_share_the_work(tmp_path):
