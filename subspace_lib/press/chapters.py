@@ -21,7 +21,7 @@ class BookError(Unfinished):
 
 
 def chapter_names(book: Path) -> list[str]:
-    """The notebooks of the table of contents, in its order.
+    """The notebooks of the table of contents, in its order; its root, the front page, comes first.
 
     Raises
     ------
@@ -32,7 +32,7 @@ def chapter_names(book: Path) -> list[str]:
 
     def files(node: Any) -> Iterable[str]:
         if isinstance(node, dict):
-            yield from [node["file"]] if "file" in node else []
+            yield from [node[key] for key in ("root", "file") if key in node]
             yield from (name for value in node.values() for name in files(value))
         elif isinstance(node, list):
             yield from (name for item in node for name in files(item))
