@@ -137,6 +137,8 @@ def hollow(net: nn.Module, full: nn.Module) -> nn.Module:
         memo[id(p)] = Absent(p, names[0]) if p.requires_grad else values[names[0]].detach().clone()
     without = copied(net, memo)
     for module in without.modules():
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag):
+            module.sparse = False  # autograd has no views of a vector with a sparse gradient
         for attribute, stand in list(module._parameters.items()):
             if stand is not None:
                 del module._parameters[attribute]

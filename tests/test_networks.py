@@ -65,6 +65,14 @@ class Lists(Net):
         return super().forward(x) * self.several[0] * self.scalar + self.several[1]
 
 
+class SparseGradients(Net):
+    def prepare(self):
+        self.embed = nn.EmbeddingBag(9, 6, sparse=True)
+
+    def forward(self, x):
+        return super().forward(x + self.embed(torch.tensor([[1, 2, 2]])))
+
+
 class TwoTypes(Net):
     def prepare(self):
         self.b.bfloat16()
@@ -93,6 +101,7 @@ def changed(change):
         KeptActivations,
         Recurrent,
         Lists,
+        SparseGradients,
         TwoTypes,
         changed(nn.utils.weight_norm),
         changed(parametrizations.weight_norm),
@@ -117,7 +126,7 @@ def test_the_model_does_what_the_merged_network_does(make):
     torch.testing.assert_close(*outputs)
     for p in merged.parameters():
         if p.requires_grad:
-            gradients.append((torch.zeros_like(p) if p.grad is None else p.grad).flatten().float())
+            gradients.append((torch.zeros_like(p) if p.grad is None else p.grad.to_dense()).flatten().float())
     torch.testing.assert_close(model.z.grad, P.adjoint(torch.cat(gradients)), rtol=1e-4, atol=1e-3)
     assert model.z.grad.norm() > 0
     torch.testing.assert_close(model.merge().eval()(X), model.eval()(X))
