@@ -179,8 +179,8 @@ def recorded_dimension() -> dict[str, Any]:
     }
 
 
-def finished_run(data: Data, d: int = 200, epochs: int = 5) -> list[float]:
-    """Accuracy after each epoch of the run that the page would do: the picture where it cannot."""
+def finished_run(data: Data, d: int = 200, epochs: int = 3) -> list[float]:
+    """Accuracy after each epoch of a run like those of the page: the picture where it cannot train."""
     torch.manual_seed(0)
     net = MLP()
     P = make_projection("hadamard", sum(weight.numel() for weight in net.parameters()), d, seed=1)

@@ -334,7 +334,20 @@ class MLP {
         if (h[at + u] === 0) dh[u] = 0; // where the ReLU was shut
         grad[b1 + u] += dh[u];
       }
-      for (let e = starts[row]; e < starts[row + 1]; e++) {
+      const end = starts[row + 1];
+      let e = starts[row];
+      for (; e + 3 < end; e += 4) {
+        const a = places[e] * hidden, b = places[e + 1] * hidden, c = places[e + 2] * hidden, d = places[e + 3] * hidden;
+        const ia = ink[e], ib = ink[e + 1], ic = ink[e + 2], id = ink[e + 3];
+        for (let u = 0; u < hidden; u++) {
+          const error = dh[u];
+          grad[a + u] += ia * error;
+          grad[b + u] += ib * error;
+          grad[c + u] += ic * error;
+          grad[d + u] += id * error;
+        }
+      }
+      for (; e < end; e++) {
         const a = places[e] * hidden, value = ink[e];
         for (let u = 0; u < hidden; u++) grad[a + u] += value * dh[u];
       }
