@@ -140,8 +140,8 @@ KINDS.dimension = lab => {
   }
 
   lab.live.append(
-    el("div", { class: "controls" }, d, el("div", { class: "row" }, seed, epochs, level, seeds)),
-    el("div", { class: "row" }, lab.button("Train", single({}), true), lab.button("Train all weights", single({ family: "identity" })),
+    el("div", { class: "controls" }, d, el("div", { class: "strip" }, seed, epochs, level, seeds)),
+    el("div", { class: "strip" }, lab.button("Train", single({}), true), lab.button("Train all weights", single({ family: "identity" })),
       lab.button("Search for me", search), lab.button("Stop", () => lab.stop())),
     lab.status, figure, result,
     lab.exercise(

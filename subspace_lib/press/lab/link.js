@@ -85,11 +85,11 @@ KINDS.link = lab => {
 
   lab.live.append(
     el("div", { class: "controls" }, d, bits),
-    el("div", { class: "row" }, lab.button("Train", train, true), lab.button("Stop", () => lab.stop()), seed, epochs),
+    el("div", { class: "strip" }, lab.button("Train", train, true), lab.button("Stop", () => lab.stop()), seed, epochs),
     lab.status,
     el("div", { class: "panels" }, figure, tiles.root),
     size,
-    el("div", { class: "row address" }, el("label", { for: address.id }, "The network as a link"), address, lab.button("Copy link", copy), copied),
+    el("div", { class: "strip address" }, el("label", { for: address.id }, "The network as a link"), address, lab.button("Copy link", copy), copied),
     lab.drawing(),
     lab.exercise(
       `Fit a network that reads ${percent(lab.config.goal.accuracy)} of the digits into ${lab.config.goal.bytes} bytes. Which d, and how many bits? Then press Check: it weighs the network at hand.`,

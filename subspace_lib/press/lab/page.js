@@ -353,7 +353,7 @@ class Laboratory {
     };
     return el("details", { class: "draw" }, el("summary", {}, "Draw a digit"),
       el("p", {}, "Draw one large digit. It is shrunk and centred as MNIST's digits are, and the network at hand reads it. With the keyboard: arrow keys draw, with Shift they only move the pen."),
-      canvas, el("div", { class: "row" }, this.button("Read it", look), this.button("Clear", clear)), verdict);
+      canvas, el("div", { class: "strip" }, this.button("Read it", look), this.button("Clear", clear)), verdict);
   }
 
   // An exercise, and a button that looks at the laboratory itself.

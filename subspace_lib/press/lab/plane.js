@@ -44,7 +44,7 @@ KINDS.plane = lab => {
 
   lab.live.append(
     el("div", { class: "controls" }, family, d),
-    el("div", { class: "row" }, lab.button("Train", train, true), lab.button("Stop", () => lab.stop()), seed, epochs),
+    el("div", { class: "strip" }, lab.button("Train", train, true), lab.button("Stop", () => lab.stop()), seed, epochs),
     lab.status,
     el("div", { class: "panels" }, accuracy, tiles.root, loss, movers.root),
     lab.drawing(),

@@ -45,7 +45,7 @@ KINDS.spoil = lab => {
 
   lab.live.append(
     el("div", { class: "controls" }, optimiser, norm, factor),
-    el("div", { class: "row" }, lab.button("Train", train, true), lab.button("Stop", () => lab.stop()), rate, seed, epochs),
+    el("div", { class: "strip" }, lab.button("Train", train, true), lab.button("Stop", () => lab.stop()), rate, seed, epochs),
     lab.status, figure,
     lab.exercise(
       "Spoil the columns with c = 4 or more, and find the rate at which the two curves become one: once with Adam, once with SGD. Press Check after each.",
