@@ -289,13 +289,13 @@ class Laboratory {
 
   movers() {
     const canvases = Array.from({ length: 8 }, () => el("canvas", { width: 28, height: 28 }));
-    const scale = el("span", {}, "nothing yet");
+    const scale = el("span", {}, "0");
     const pictures = el("div", { class: "movers", role: "img", "aria-label": "theta minus theta0 of eight hidden units, each as an image of 28 by 28 weights" }, ...canvases);
-    return { root: el("figure", {}, pictures, el("figcaption", {}, "What moved: \u03b8 \u2212 \u03b80 of eight hidden units. Orange up, blue down; full colour is ", scale, ".")),
+    return { root: el("figure", {}, pictures, el("figcaption", {}, "What moved: \u03b8 \u2212 \u03b80 of eight hidden units. Orange up, blue down, full colour from ", scale, " on.")),
       show: moved => {
         const largest = moved.reduce((most, unit) => unit.reduce((m, value) => Math.max(m, Math.abs(value)), most), 0);
-        scale.textContent = largest ? `\u00b1${largest.toPrecision(2)}` : "nothing yet";
-        canvases.forEach((canvas, u) => paint(canvas, moved[u], largest || 1));
+        scale.textContent = largest ? `\u00b1${(largest / 2).toPrecision(2)}` : "0";
+        canvases.forEach((canvas, u) => paint(canvas, moved[u], largest / 2 || 1));
       } };
   }
 
