@@ -612,3 +612,49 @@ def test_bad_input_is_refused(digits: Data) -> None:
         Lab(Data(train=digits.train, val=None))
     with pytest.raises(ValueError, match="784 pixels"):
         Lab(Data(train=(torch.zeros(4, 3, 32, 32), torch.zeros(4).long()), val=None))
+
+
+def test_the_page_is_measured(visit: Callable[..., Visit], engine: Any) -> None:
+    """Prints what a reader's machine would feel; asserts only what does not depend on the machine."""
+    steps = engine.evaluate(
+        """() => {
+          const next = dice(1, 9), starts = new Int32Array(65), places = [], ink = [];
+          for (let i = 0; i < 64; i++) {
+            for (let p = 0; p < 784; p++) if (next() < 0.19) { places.push(p); ink.push(3 * next()); }
+            starts[i + 1] = places.length;
+          }
+          const digits = {starts, places: Uint16Array.from(places), ink: Float32Array.from(ink),
+                          labels: new Uint8Array(64), blank: -0.42};
+          const net = new MLP(784, 200, 10, 64), rows = Int32Array.from({length: 64}, (_, i) => i), found = {};
+          for (const [family, d] of [["identity", net.D], ["coordinates", 200], ["one_hot", 200], ["hadamard", 200],
+                                     ["hadamard", 2000], ["sparse", 200]]) {
+            const P = DRAW[family](net.D, d, dice(0, 2));
+            const run = training(net, digits, net.start(dice(0, 1)), P, "adam");
+            const times = Array.from({length: 60}, () => {
+              const start = performance.now();
+              run.step(rows, 1e-4);
+              return performance.now() - start;
+            }).sort((a, b) => a - b);
+            found[`${family}, d = ${d}`] = [times[0], times[30]];
+          }
+          return found;
+        }"""
+    )
+    for family, (best, middle) in steps.items():
+        print(
+            f"\n{family}: {best:.1f} ms a step at best, {middle:.1f} in the middle; {64_000 / best:,.0f} images/s",
+            end="",
+        )
+    watch = """window.longest = 0;
+      new PerformanceObserver(list => list.getEntries().forEach(one => { longest = Math.max(longest, one.duration); }))
+        .observe({entryTypes: ["longtask"]});"""
+    opened = visit("plane", script=watch)
+    opened.choose("Epochs", "5")
+    opened.press("Train")
+    opened.wait("training")
+    opened.wait("done")
+    longest = opened.page.evaluate("longest")
+    memory = opened.page.evaluate("performance.memory.usedJSHeapSize") / 1e6
+    code = {kind: len(script(kind)) + (ENGINE.parent / "lab.css").stat().st_size for kind in KINDS}
+    print(f"\nlongest block of the page {longest:.0f} ms; its memory {memory:.0f} MB; bytes of code {code}")
+    assert memory < 100

@@ -34,7 +34,7 @@ KINDS = {
     "spoil": "Spoil the projection",
     "link": "A network in a link",
 }
-GOAL = {"bytes": 150, "accuracy": 0.6}
+GOAL = {"bytes": 90, "accuracy": 0.65}
 
 
 class Lab:
