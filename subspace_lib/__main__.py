@@ -1,4 +1,4 @@
-"""The command line: `python -m subspace_lib book`, `execute`, `pdf`, `data`, `benchmark` or `sweep`.
+"""The command line: `python -m subspace_lib book`, `execute`, `pdf`, `data`, `benchmark`, `gpu` or `sweep`.
 
 What a command needs is imported when it is chosen, so that a Ctrl-C finds us ready from the start.
 """
@@ -28,7 +28,7 @@ class Parser(argparse.ArgumentParser):
 def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = Parser(prog="python -m subspace_lib", description=__doc__)
-    names = "book,execute,pdf,data,benchmark,sweep"
+    names = "book,execute,pdf,data,benchmark,gpu,sweep"
     commands = parser.add_subparsers(dest="command", required=True, metavar=f"{{{names}}}")
     book = commands.add_parser("book", help="execute the chapters and build the pages")
     book.add_argument("--executed", type=Path, metavar="DIR", help="build from what `execute --out DIR` made; run none")
@@ -44,6 +44,10 @@ def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
     benchmark = commands.add_parser("benchmark", help="measure what every projection costs")
     benchmark.add_argument("--device", choices=DEVICES, default="cpu", help="where to measure; by default the CPU")
     benchmark.add_argument("--out", type=Path, default=Path("data/results"), help="folder of the table and the picture")
+    gpu = commands.add_parser("gpu", help="all that is to be learned from a GPU, in parts with a time limit each")
+    gpu.add_argument("--parts", type=lambda text: text.split(","), metavar="PART,PART", help="as benchmark,many")
+    gpu.add_argument("--out", type=Path, default=Path("_build/gpu"), help="folder of what it finds out")
+    gpu.add_argument("--tiny", action="store_true", help="rehearse it, at a size for any machine")
     sweep = commands.add_parser("sweep", help="make the runs of an experiment that are not recorded yet")
     sweep.add_argument("experiments", nargs="+", metavar="EXPERIMENT", help="as f3; `all` is the whole study")
     sweep.add_argument("--profile", default="full", help="smoke, quick or full (the default)")
@@ -121,6 +125,10 @@ def run(chosen: argparse.Namespace) -> None:
         from subspace_lib.study.benchmark import run_benchmark
 
         print(write_benchmark_picture(run_benchmark(chosen.device, chosen.out)))
+    elif chosen.command == "gpu":
+        from subspace_lib.press.gpu import PARTS, run_parts
+
+        run_parts(chosen.parts or list(PARTS), chosen.out, chosen.tiny)
     elif chosen.command == "sweep":
         where = (chosen.device, chosen.jobs, chosen.dask, chosen.out, chosen.dirty)
         run_sweeps(chosen.experiments, chosen.profile, *where)
