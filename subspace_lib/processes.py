@@ -27,7 +27,7 @@ class Unfinished(Exception):
 
 PARENT = "SUBSPACE_PARENT"
 PR_SET_PDEATHSIG = 1
-SYNCHRONIZE, INFINITE = 0x00100000, 0xFFFFFFFF
+SYNCHRONIZE, INFINITE, CREATE_NEW_PROCESS_GROUP = 0x00100000, 0xFFFFFFFF, 0x200
 UNTIL_GONE = 10.0  # seconds
 
 
@@ -50,7 +50,7 @@ def start(
     output : file, optional
         Where it prints; by default where we do.
     """
-    grouped = {"process_group": 0} if hasattr(os, "setpgid") else {"creationflags": 0x200}  # CREATE_NEW_PROCESS_GROUP
+    grouped = {"creationflags": CREATE_NEW_PROCESS_GROUP} if sys.platform == "win32" else {"process_group": 0}
     library = str(Path(__file__).resolve().parents[1])
     path = os.pathsep.join(filter(None, (library, environment.get("PYTHONPATH"))))
     told = {**environment, PARENT: str(os.getpid()), "PYTHONPATH": path}
