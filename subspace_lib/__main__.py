@@ -44,6 +44,7 @@ def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
     benchmark = commands.add_parser("benchmark", help="measure what every projection costs")
     benchmark.add_argument("--device", choices=DEVICES, default="cpu", help="where to measure; by default the CPU")
     benchmark.add_argument("--out", type=Path, default=Path("data/results"), help="folder of the table and the picture")
+    benchmark.add_argument("--only", nargs="+", default=[], metavar="FAMILY", help="the table's other rows stay")
     gpu = commands.add_parser("gpu", help="all that is to be learned from a GPU, in parts with a time limit each")
     gpu.add_argument("--parts", type=lambda text: text.split(","), metavar="PART,PART", help="as benchmark,many")
     gpu.add_argument("--out", type=Path, default=Path("_build/gpu"), help="folder of what it finds out")
@@ -124,7 +125,7 @@ def run(chosen: argparse.Namespace) -> None:
         from subspace_lib.press.figures import write_benchmark_picture
         from subspace_lib.study.benchmark import run_benchmark
 
-        print(write_benchmark_picture(run_benchmark(chosen.device, chosen.out)))
+        print(write_benchmark_picture(run_benchmark(chosen.device, chosen.out, chosen.only)))
     elif chosen.command == "gpu":
         from subspace_lib.press.gpu import PARTS, run_parts
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from subspace_lib.diagnostics import milliseconds, once
 from subspace_lib.files import replaced_atomically
@@ -24,8 +25,12 @@ from subspace_lib.tasks.models import MLP
 from subspace_lib.tasks.profiles import check_device
 
 BATCH = 128
-PASSES = 3
-"""The whole table is measured so many times: a number is the median, and a busy minute of the machine spoils none."""
+BATCHES = 4
+"""Batches and vectors that take turns, so that none is measured with the answer still in the caches."""
+PASSES = {"cpu": 3, "cuda": 1}
+"""The whole table is measured so many times: a number is the median, and a busy minute of a CPU spoils none."""
+SLOW, FEW = 100.0, 3
+"""A step of more milliseconds than this is measured so few times."""
 SCALE_D = (10_000, 100_000, 1_000_000, 10_000_000)
 SCALE_SMALL_D = (100, 1_000, 10_000, 100_000)
 SCALE_FIXED_D = 1000
@@ -74,6 +79,7 @@ def benchmark(
     variants: Sequence[tuple[str, dict[str, Any]]] | None = None,
     scale_D: Sequence[int] = SCALE_D,
     scale_d: Sequence[int] = SCALE_SMALL_D,
+    only: Sequence[str] = (),
 ) -> Iterator[Row]:
     """Measure every variant, and the cheap ones over d and over D; gives one row at a time.
 
@@ -86,37 +92,45 @@ def benchmark(
     d : int
         Dimension of the subspace.
     rounds : int
-        Timings of which the median is taken. Step and direct step take turns, so that both see the same machine.
+        Timings of which the median is taken. The steps of all variants take turns, each beside a direct step, so that
+        all see the same machine.
     variants : sequence
         Pairs (name, options) for ``make_projection``, all of ``all_variants`` if left out; one that is refused gives a
         row with the reason.
     scale_D, scale_d : sequence of int
         Sizes at which forward and adjoint of the cheap families are timed: D at d = 1000, and d at the MLP's D.
+    only : sequence of str
+        Families to measure; all by default.
 
     Yields
     ------
     dict
-        ``part`` ("step", "d" or "D"), the sizes, milliseconds, ``step_over_direct``, the bytes kept a weight, the
-        bytes that a forward product must move and the share of the measured copy bandwidth that this is, and
-        ``build_peak``, the most memory used while building over what is kept.
+        ``part`` ("step", "d" or "D"), the sizes, milliseconds, ``step_over_direct`` with its quartiles, on a GPU the
+        same inside a CUDA graph, the bytes kept a weight, the bytes that a forward product must move and the share of
+        the measured copy bandwidth that this is, and ``build_peak``, the most memory used while building over what is
+        kept.
     """
     bandwidth = copy_bandwidth(device)
     D = count_parameters(MLP(in_features))
-    for name, options in all_variants() if variants is None else variants:
-        row: Row = {"part": "step", "projection": name, "layout": options.get("layout", ""), "D": D, "d": d}
-        try:
-            P = make_projection(name, D, d, **options).to(device)
-        except ValueError as error:
-            yield row | {"refused": str(error)}
-            continue
-        row |= product_costs(P, rounds if P.nbytes < 2**30 else 3, bandwidth)
-        row |= step_costs(P, in_features, rounds if P.nbytes < 2**30 else 3)
-        if device == "cpu" and name in cheap() and not options and sys.platform == "linux":
-            row["build_peak"] = build_peak(name, D, d)
-        yield row
+    chosen = [one for one in (all_variants() if variants is None else variants) if not only or one[0] in only]
+    light = [(name, options) for name, options in chosen if name in cheap() and not options]
+    for group in (light, [one for one in chosen if one not in light]):
+        built: list[tuple[Row, Projection]] = []
+        for name, options in group:
+            row: Row = {"part": "step", "projection": name, "layout": options.get("layout", ""), "D": D, "d": d}
+            try:
+                built.append((row, make_projection(name, D, d, **options).to(device)))
+            except (ValueError, MemoryError) as error:
+                yield row | {"refused": str(error)}
+        steps = step_costs([P for _, P in built], in_features, rounds)
+        for (row, P), step in zip(built, steps, strict=True):
+            row |= product_costs(P, rounds if P.nbytes < 2**30 else FEW, bandwidth) | step
+            if device == "cpu" and group is light and sys.platform == "linux":
+                row["build_peak"] = build_peak(row["projection"], D, d)
+            yield row
     sizes = [("d", D, size) for size in scale_d if size <= D] + [("D", size, SCALE_FIXED_D) for size in scale_D]
     for part, rows, columns in sizes:
-        for name in cheap():
+        for name in (name for name in cheap() if not only or name in only):
             P = make_projection(name, rows, columns).to(device)
             costs = product_costs(P, rounds if rows * columns < 10**10 else 5, bandwidth)
             yield {"part": part, "projection": name, "layout": "", "D": rows, "d": columns} | costs
@@ -132,52 +146,129 @@ def copy_bandwidth(device: str) -> float:
 @torch.no_grad()
 def product_costs(P: Projection, rounds: int, bandwidth: float) -> Row:
     """Times of P z and P^T v, and how they compare with the memory's speed."""
-    z, v = torch.ones(P.d, device=P.device), torch.ones(P.D, device=P.device)
     device = P.device.type
-    forward = milliseconds(lambda: P(z), device, rounds)
+    zs, vs = (itertools.cycle(torch.randn(BATCHES, size, device=device).unbind()) for size in (P.d, P.D))
+    forward = milliseconds(lambda: P(next(zs)), device, rounds)
+    adjoint = milliseconds(lambda: P.adjoint(next(vs)), device, rounds)
     both_ways = P.options().get("layout") == "two_way"
-    moved = P.nbytes // (2 if both_ways else 1) + z.nbytes + v.nbytes
+    moved = P.nbytes // (2 if both_ways else 1) + 4 * (P.d + P.D)
     return {
         "forward_ms": forward,
-        "adjoint_ms": milliseconds(lambda: P.adjoint(v), device, rounds),
+        "adjoint_ms": adjoint,
         "bytes_per_weight": P.nbytes / P.D,
         "forward_bytes": moved,
         "bandwidth_share": moved / (forward / 1000) / bandwidth,
+        "adjoint_share": moved / (adjoint / 1000) / bandwidth,
     }
 
 
-def step_costs(P: Projection, in_features: int, rounds: int) -> Row:
-    """Time of a training step in the subspace and of a direct step with fused Adam, in turns."""
-    direct = MLP(in_features).to(P.device)
-    projected = MLP(in_features).to(P.device)
-    steps = {
-        "direct_ms": training_step(direct, torch.optim.Adam(direct.parameters(), lr=1e-3, fused=True)),
-        "step_ms": training_step(projected, SubspaceOptimizer(projected, P, torch.optim.Adam, lr=1e-2, fused=True)),
-    }
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for step in steps.values():
-        step()
-    for _ in range(rounds):
-        for name, step in steps.items():
-            step()  # the caches are this step's own when the clock starts
-            times[name].append(once(step, P.device.type))
-    found = {name: median(values) for name, values in times.items()}
-    return found | {"step_over_direct": found["step_ms"] / found["direct_ms"]}
+def step_costs(projections: Sequence[Projection], in_features: int, rounds: int) -> list[Row]:
+    """Times of a training step in each subspace, beside a direct step with fused Adam; on a GPU in a graph as well."""
+    if not projections:
+        return []
+    device = projections[0].device.type
+
+    def steps(make: Callable[..., Callable[[], None]], **more: Any) -> Iterator[Callable[[], None] | str]:
+        for P in (None, *projections):
+            net = MLP(in_features).to(device)
+            how: dict[str, Any] = {"fused": True, **more}
+            try:
+                if P is None:
+                    yield make(net, torch.optim.Adam(net.parameters(), lr=1e-3, **how))
+                else:
+                    yield make(net, SubspaceOptimizer(net, P, torch.optim.Adam, lr=1e-2, **how))
+            except (RuntimeError, ValueError) as error:
+                yield str(error).splitlines()[0]
+
+    rows = in_turns("step", *steps(training_step), device=device, rounds=rounds)
+    if device == "cuda":
+        graphs = in_turns("graph", *steps(graphed_step, capturable=True), device=device, rounds=rounds)
+        rows = [row | graph for row, graph in zip(rows, graphs, strict=True)]
+    return rows
+
+
+def in_turns(
+    name: str, direct: Callable[[], None] | str, *steps: Callable[[], None] | str, device: str, rounds: int
+) -> list[Row]:
+    """Time one step of each in turn, each beside a direct one; a step that could not be made is the reason why."""
+    pairs: list[list[tuple[float, float]]] = [[] for _ in steps]
+    for turn in range(rounds + 1):
+        for step, found in zip(steps, pairs, strict=True):
+            if isinstance(step, str) or isinstance(direct, str) or (turn > FEW and found[0][1] > SLOW):
+                continue
+            direct()  # the caches are this step's own when the clock starts
+            before = once(direct, device)
+            step()
+            pair = before, once(step, device)
+            if turn > 0:
+                found.append(pair)
+    rows: list[Row] = []
+    for step, found in zip(steps, pairs, strict=True):
+        if not found:
+            rows.append({f"{name}_refused": step if isinstance(step, str) else direct})
+            continue
+        low, middle, high = quantiles([mine / other for other, mine in found], n=4, method="inclusive")
+        row = {"direct_ms" if name == "step" else f"{name}_direct_ms": median(other for other, _ in found)}
+        row |= {f"{name}_ms": median(mine for _, mine in found), f"{name}_over_direct": middle}
+        rows.append(row | {f"{name}_low": low, f"{name}_high": high})
+    return rows
 
 
 def training_step(net: nn.Module, optimizer: torch.optim.Optimizer) -> Callable[[], None]:
-    """A function that does one step on one batch of noise."""
-    weight = next(net.parameters())
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(BATCH, weight.shape[1], generator=generator).to(weight.device)
-    labels = torch.randint(0, 10, (BATCH,), generator=generator).to(weight.device)
+    """A function that does one step on one of a few batches of noise."""
+    batches = _batches(net)
 
     def step() -> None:
+        images, labels = next(batches)
         optimizer.zero_grad()
         F.cross_entropy(net(images), labels).backward()
         optimizer.step()
 
     return step
+
+
+def graphed_step(net: nn.Module, optimizer: torch.optim.Optimizer) -> Callable[[], None]:
+    """The same step as one CUDA graph: launched at once, on the next batch, copied into its place.
+
+    Raises
+    ------
+    RuntimeError
+        If the step cannot be captured.
+    """
+    batches = _batches(net)
+    images, labels = (tensor.clone() for tensor in next(batches))
+
+    def compute() -> None:
+        F.cross_entropy(net(images), labels).backward()
+        optimizer.step()
+
+    beside = torch.cuda.Stream()
+    beside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(beside):
+        for _ in range(3):
+            optimizer.zero_grad()
+            compute()
+    torch.cuda.current_stream().wait_stream(beside)
+    optimizer.zero_grad()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        compute()
+
+    def step() -> None:
+        for place, fresh in zip((images, labels), next(batches), strict=True):
+            place.copy_(fresh)
+        graph.replay()
+
+    return step
+
+
+def _batches(net: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
+    """A few batches of noise on the device of a network, again and again."""
+    weight = next(net.parameters())
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(BATCHES, BATCH, weight.shape[1], generator=generator).to(weight.device)
+    labels = torch.randint(0, 10, (BATCHES, BATCH), generator=generator).to(weight.device)
+    return itertools.cycle(list(zip(images, labels, strict=True)))
 
 
 def build_peak(name: str, D: int, d: int) -> float:
@@ -186,33 +277,56 @@ def build_peak(name: str, D: int, d: int) -> float:
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
-def run_benchmark(device: str, folder: Path, **sizes: Any) -> Path:
-    """Measure all rows ``PASSES`` times, print them, and write medians as a table; gives its path."""
+def run_benchmark(device: str, folder: Path, only: Sequence[str] = (), **sizes: Any) -> Path:
+    """Measure all rows, print them, and write medians of ``PASSES`` as a table, from the first row on; gives its path.
+
+    With ``only``, the rows of these families take the place of theirs in the table that is there.
+
+    Raises
+    ------
+    ValueError
+        If a family is unknown, or there is no such device.
+    """
     check_device(device)
+    if unknown := [name for name in only if name not in PROJECTIONS]:
+        raise ValueError(f"unknown projection {unknown[0]!r}; choose from: {', '.join(PROJECTIONS)}")
+    kind = torch.device(device).type
     about = {
-        "device": torch.cuda.get_device_name() if device.startswith("cuda") else device,
+        "device": torch.cuda.get_device_name() if kind == "cuda" else device,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+    path = folder / f"benchmark_{kind}.csv"
+    old: list[Row] = []
+    if only and path.exists():
+        with path.open(newline="", encoding="utf-8") as file:
+            old = [row for row in csv.DictReader(file) if row["projection"] not in only]
     passes: list[list[Row]] = []
-    for number in range(1, PASSES + 1):
-        print(f"pass {number} of {PASSES}", flush=True)
+    for number in range(1, PASSES[kind] + 1):
+        print(f"pass {number} of {PASSES[kind]}", flush=True)
         passes.append([])
-        for row in benchmark(device, **sizes):
+        for row in benchmark(device, only=only, **sizes):
             passes[-1].append(row)
             print(in_words(row), flush=True)
+            if number == 1:
+                _write(path, old + [row | about for row in passes[0]])
     rows = [median_row(same) | about for same in zip(*passes, strict=True)]
     print("medians", *map(in_words, rows), sep="\n")
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"benchmark_{'cuda' if device.startswith('cuda') else device}.csv"
+    _write(path, old + rows)
+    print(path)
+    return path
+
+
+def _write(path: Path, rows: Sequence[Row]) -> None:
+    """Write the table, part by part and family by family."""
+    families, parts = list(PROJECTIONS), ["step", "d", "D"]
+    order = sorted(rows, key=lambda row: (parts.index(row["part"]), families.index(row["projection"])))
+    columns = list(dict.fromkeys(key for row in order for key in row))
     with replaced_atomically(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
-        writer.writerows(rows)
-    print(path)
-    return path
+        writer.writerows(order)
 
 
 def median_row(same: Sequence[Row]) -> Row:
@@ -229,6 +343,7 @@ def in_words(row: Row) -> str:
         return f"{line}  refused: {row['refused']}"
     line += f"  forward {row['forward_ms']:9.3f} ms  adjoint {row['adjoint_ms']:9.3f} ms"
     line += f"  {row['bytes_per_weight']:8.1f} bytes a weight"
-    if "step_ms" in row:
-        line += f"  step {row['step_ms']:9.3f} ms, {row['step_over_direct']:.2f} times direct"
+    for name in ("step", "graph"):
+        if f"{name}_ms" in row:
+            line += f"  {name} {row[f'{name}_ms']:9.3f} ms, {row[f'{name}_over_direct']:.2f} times direct"
     return line

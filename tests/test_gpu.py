@@ -1,0 +1,67 @@
+"""The command for a GPU, rehearsed where there is none: every part runs and writes, and is named if it fails."""
+
+import csv
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from subspace_lib import __main__
+from subspace_lib.press import gpu
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_rehearsal(tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SUBSPACE_OFFLINE", "1")
+    arguments = ["gpu", "--tiny", "--out", str(tmp_path), "--parts", "device,benchmark,many,compare"]
+    code = __main__.main(arguments)
+    output = capfd.readouterr()
+    assert code == 0, output.err
+    assert [line.split()[-1] for line in output.out.rsplit("=== what ran", 1)[1].strip().splitlines()] == ["done"] * 4
+    kind = gpu.size_of(True).device
+    [many] = read(tmp_path / f"results/many_{kind}.csv")
+    assert float(many["times_the_runs_an_hour"]) > 0 and many["runs"] == "2"
+    compared = read(tmp_path / f"results/compared_{kind}.csv")
+    assert [(row["experiment"], row["d"]) for row in compared if row["d"]] == [
+        (name, str(dimensions[0])) for name, dimensions in gpu.COMPARED.items()
+    ]
+    assert {row["within"] for row in compared} <= {"True", "False"} and len(compared) == 8
+    assert read(tmp_path / f"results/benchmark_{kind}.csv")[0]["projection"] == "one_hot"
+    assert (tmp_path / f"results/benchmark_{kind}.svg").exists() and (tmp_path / "device.json").exists()
+
+
+def test_what_is_late_is_named_and_the_next_part_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short = {name: dataclasses.replace(part, limit=0) for name, part in gpu.PARTS.items()}
+    monkeypatch.setattr(gpu, "PARTS", short)
+    assert __main__.main(["gpu", "--tiny", "--out", str(tmp_path), "--parts", "many,compare"]) == 1
+    assert capsys.readouterr().err.splitlines() == [f"{p} cut short at its limit of 0 s" for p in ("many", "compare")]
+
+
+def test_the_recorded_runs_hold_what_is_compared() -> None:
+    from subspace_lib.study.records import results
+
+    for name, dimensions in gpu.COMPARED.items():
+        assert set(dimensions) <= {row["d"] for row in results(name)}
+
+
+def test_the_spread_within_groups() -> None:
+    assert gpu._pooled([[1.0, 3.0], [10.0, 10.0, 13.0]]) == pytest.approx(((2 + 6) / 3) ** 0.5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["--parts", "many,nothing"], "unknown part 'nothing'; choose from: device"), ([], "finds no GPU here")],
+)
+def test_bad_input(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert __main__.main(["gpu", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
