@@ -26,10 +26,10 @@ def test_a_rehearsal(tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypa
     [many] = read(tmp_path / f"results/many_{kind}.csv")
     assert float(many["times_the_runs_an_hour"]) > 0 and many["runs"] == "2"
     compared = read(tmp_path / f"results/compared_{kind}.csv")
-    assert [(row["experiment"], row["d"]) for row in compared if row["d"]] == [
+    assert {(row["experiment"], row["d"]) for row in compared if row["d"]} == {
         (name, str(dimensions[0])) for name, dimensions in gpu.COMPARED.items()
-    ]
-    assert {row["within"] for row in compared} <= {"True", "False"} and len(compared) == 8
+    }
+    assert {row["within"] for row in compared} <= {"True", "False"} and len(compared) >= 8
     assert read(tmp_path / f"results/benchmark_{kind}.csv")[0]["projection"] == "one_hot"
     assert (tmp_path / f"results/benchmark_{kind}.svg").exists() and (tmp_path / "device.json").exists()
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -136,12 +136,7 @@ def measure(size: Size, out: Path) -> None:
 
 def train_many(size: Size, out: Path) -> None:
     """Subspaces of LeNet trained together over the same one after another: runs an hour."""
-    from subspace_lib.many import fit_many
-    from subspace_lib.projections import make_projection
-    from subspace_lib.subspace import SubspaceModel, count_parameters
-    from subspace_lib.tasks.datasets import load_dataset
-    from subspace_lib.tasks.models import LeNet
-    from subspace_lib.training import fit
+    from subspace_lib import LeNet, SubspaceModel, count_parameters, fit, fit_many, load_dataset, make_projection
 
     data = load_dataset("mnist", device=size.device).limit(size.images, 500)
     D = count_parameters(LeNet())
@@ -171,34 +166,30 @@ def train_many(size: Size, out: Path) -> None:
 
 def compare(size: Size, out: Path) -> None:
     """F1 to F4 at three dimensions each and directly, for one seed, beside the recorded runs of a CPU."""
-    from dataclasses import replace
-
-    from subspace_lib.study.experiments import experiment
-    from subspace_lib.study.records import results
+    from subspace_lib.study.records import Spec, curves
     from subspace_lib.study.sweep import sweep
-    from subspace_lib.tasks.profiles import get_profile
 
-    specs = [
-        spec
-        for name, dimensions in COMPARED.items()
-        for spec in experiment(name, get_profile("full"))
-        if spec.seed == 0 and (spec.d is None or spec.d in dimensions[: 1 if size.epochs else None])
-    ]
+    recorded: dict[str, list[float]] = {}
+    specs = []
+    for name, dimensions in COMPARED.items():
+        for record in curves(name):
+            spec = Spec(**record["spec"])
+            if spec.d is None or spec.d in dimensions[: 1 if size.epochs else None]:
+                recorded.setdefault(replace(spec, seed=0).key, []).append(record["result"]["val_accuracy"])
+                specs += [spec] if spec.seed == 0 else []
+    made = specs
     if size.epochs:
-        specs = [replace(spec, epochs=size.epochs, train_images=size.images, val_images=500) for spec in specs]
+        made = [replace(spec, epochs=size.epochs, train_images=size.images, val_images=500) for spec in specs]
     jobs = min(len(COMPARED), os.cpu_count() or 1)
     table = out / "results" / f"compare_{size.device}.jsonl"
-    real = size.epochs is None
-    known = sweep(specs, out / "records", table, device=size.device, jobs=jobs, require_real=real)
+    known = sweep(made, out / "records", table, device=size.device, jobs=jobs, require_real=not size.epochs)
     rows = []
     for name in COMPARED:
-        recorded: dict[Any, list[float]] = {}
-        for row in results(name):
-            recorded.setdefault(None if row["projection"] == "none" else row["d"], []).append(row["val_accuracy"])
-        mine = [spec for spec in specs if spec.experiment == name]
-        spread = _pooled([recorded[spec.d] for spec in mine])
-        for spec in mine:
-            there, here = recorded[spec.d], known[spec.key]["result"]["val_accuracy"]
+        spread = _pooled([recorded[spec.key] for spec in specs if spec.experiment == name])
+        for spec, mine in zip(specs, made, strict=True):
+            if spec.experiment != name:
+                continue
+            there, here = recorded[spec.key], known[mine.key]["result"]["val_accuracy"]
             mean, tolerated = statistics.mean(there), 3 * spread * (1 + 1 / len(there)) ** 0.5
             row = {"experiment": name, "projection": spec.projection, "d": spec.d or "", "val_accuracy": round(here, 4)}
             row |= {"recorded": round(mean, 4), "runs": len(there), "tolerated": round(tolerated, 4)}
@@ -252,7 +243,7 @@ PARTS = {
     "tests": Part(run_tests, 50),
     "benchmark": Part(measure, 80),
     "many": Part(train_many, 40),
-    "compare": Part(compare, 80),
+    "compare": Part(compare, 100),
     "execute": Part(execute, 480),
 }
 """What there is to do; the first five fit into five minutes."""
