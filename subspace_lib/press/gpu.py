@@ -170,7 +170,7 @@ def compare(size: Size, out: Path) -> None:
     from subspace_lib.study.sweep import sweep
 
     recorded: dict[str, list[float]] = {}
-    specs = []
+    specs: list[Spec] = []
     for name, dimensions in COMPARED.items():
         for record in curves(name):
             spec = Spec(**record["spec"])
