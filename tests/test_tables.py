@@ -41,7 +41,7 @@ def test_text_lines_up():
     assert len(lines) == 3 and len({line.index("|") for line in lines}) == 1
 
 
-@pytest.mark.parametrize(("rows", "formats"), [([], {}), ([{}], {}), (ROWS, {"accurracy": ".3f"})])
+@pytest.mark.parametrize(("rows", "formats"), [([], {}), ([{}], {}), (ROWS, {"accuracies": ".3f"})])
 def test_refused(rows, formats):
-    with pytest.raises(ValueError, match="a table needs|'accurracy' to format; the columns are: P, d, accuracy, loss"):
+    with pytest.raises(ValueError, match="a table needs|'accuracies' to format; the columns are: P, d, accuracy, loss"):
         Table(rows, formats=formats)

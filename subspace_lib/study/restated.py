@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from subspace_lib.projections import Projection, make_projection
-from subspace_lib.projections import ScaledProjection as Scaled  # noqa: F401  the name that chapters know it by
 from subspace_lib.projections.base import generator
 from subspace_lib.projections.sparse import distinct_integers
 
