@@ -4,6 +4,8 @@ import importlib
 import inspect
 import itertools
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -519,3 +521,18 @@ def test_bad_sizes_and_names(arguments, error, words):
 def test_bad_options(name, options, error, words):
     with pytest.raises(error, match=words):
         make_projection(name, 10, 2, **options)
+
+
+def test_sparse_matrices_are_made_without_a_warning_and_without_a_filter():
+    program = """
+import warnings
+before = list(warnings.filters)
+import subspace_lib, torch
+for layout in ("two_way", "csr", "csc", "coo"):
+    P = subspace_lib.make_projection("sparse", 100, 5, layout=layout)
+    P.adjoint(P(torch.ones(5)))
+ours = [f for f in warnings.filters if f not in before and "beta" in str(f)]
+assert not ours, ours
+"""
+    done = subprocess.run([sys.executable, "-W", "error::UserWarning", "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

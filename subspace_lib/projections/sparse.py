@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
 from collections.abc import Callable
@@ -12,8 +13,6 @@ from torch import Tensor
 
 from subspace_lib.checks import number
 from subspace_lib.projections.base import Projection, generator, refuse_if_too_large
-
-warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
 
 COLUMNS_PER_DRAW = 64
 """Columns are drawn in full blocks of this many, so that the first d columns never depend on d."""
@@ -101,6 +100,7 @@ class SparseProjection(Projection):
             distinct = distinct_integers(COLUMNS_PER_DRAW, self.k, D, drawn)
             sign = torch.randint(0, 2, (COLUMNS_PER_DRAW, self.k), generator=drawn, dtype=torch.int8)
             rows[here], signs[here] = distinct[: d - start], (2 * sign - 1)[: d - start]
+        _hear_the_warning_of_beta()
         self._keep(rows, signs.to(self.dtype) / math.sqrt(self.k))
 
     def _keep(self, rows: Tensor, values: Tensor) -> None:
@@ -146,6 +146,14 @@ class SparseProjection(Projection):
             return self.get_buffer("matrix")
         make, names = FORMATS[self.layout]
         return make(*map(self.get_buffer, names), (self.D, self.d), check_invariants=False)
+
+
+@functools.cache
+def _hear_the_warning_of_beta() -> None:
+    """Make PyTorch say here, unheard, what it says once a process of its first CSR matrix: that they are in beta."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.sparse_csr_tensor(torch.tensor([0, 0]), torch.tensor([], dtype=torch.int64), torch.tensor([]), (1, 1))
 
 
 def product(A: Tensor, x: Tensor) -> Tensor:
