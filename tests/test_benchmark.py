@@ -70,7 +70,8 @@ def test_steps_take_turns_and_are_compared_pair_by_pair(monkeypatch):
     assert bad == {"step_refused": "no graph"}
 
 
-def test_only_some_take_the_place_of_their_rows(tmp_path, capsys):
+def test_only_some_take_the_place_of_their_rows(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("subspace_lib.study.benchmark.build_peak", lambda *_: 1.0)  # each would start a process
     small = SMALL | {"variants": [("one_hot", {}), ("hadamard", {})], "scale_d": ()}
     path = run_benchmark("cpu", tmp_path, **small)
 
