@@ -70,9 +70,9 @@ class LayerwiseProjection(ComposedProjection):
             are theta in this order.
         blocks : mapping
             From a pattern of names, as for file names (``"layer4.*"``, ``"*.bias"``), to the block that moves all
-            weights whose name it fits: ``(family, d)``, or ``(family, d, c)`` for c times that. d = None stands for as
-            many as the weights are; "identity" trains each of them. c sets the learning rate of a block beside the others':
-            with Adam its weights move c times as far a step, with SGD c * c times.
+            weights whose name it fits: ``(family, d)``, or ``(family, d, c)`` for c times that. d = None stands for
+            as many as the weights are; "identity" trains each of them. c sets the learning rate of a block beside
+            the others': with Adam its weights move c times as far a step, with SGD c * c times.
         seed : int
             Block i of n, in the order of the weights, is drawn with seed * n + i.
 
