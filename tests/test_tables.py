@@ -1,5 +1,6 @@
 """A table is a table: headings with a scope, numbers on the right, nothing that a cell holds becomes markup."""
 
+import re
 from html.parser import HTMLParser
 
 import pytest
@@ -34,6 +35,10 @@ def test_cells_scopes_and_alignment():
     ]  # fmt: skip
     assert [a["scope"] for tag, a, _ in found if tag == "th"] == ["col"] * 4 + ["row"] * 2
     assert ["right" in a["style"] for _, a, _ in found[1:5]] == [False, True, True, True]
+
+
+def test_a_wide_table_is_moved_by_keyboard():
+    assert re.match(r'<div [^>]*tabindex="0"[^>]*overflow-x: auto', Table(ROWS)._repr_html_())
 
 
 def test_text_lines_up():

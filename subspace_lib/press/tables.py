@@ -76,7 +76,7 @@ class Table:
             body += f"<tr>{cells}</tr>"
         caption = f"<caption>{html.escape(self.caption)}</caption>" if self.caption else ""
         return (
-            '<div class="pst-scrollable-table-container" style="overflow-x: auto">'
+            '<div class="pst-scrollable-table-container" tabindex="0" style="overflow-x: auto">'
             f'<table class="table subspace-table">{caption}<thead><tr>{head}</tr></thead>'
             f"<tbody>{body}</tbody></table></div>"
         )
