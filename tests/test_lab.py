@@ -315,6 +315,7 @@ class Visit:
         )
 
     def press(self, name: str, number: int = 0) -> None:
+        """Press a button; a run has begun when this returns, so that `done` from then on is its own."""
         self.lab(number).get_by_role("button", name=name, exact=True).click()
 
     def choose(self, label: str, value: str, number: int = 0) -> None:
@@ -360,7 +361,6 @@ def test_a_plane_trains_stops_and_trains_again(visit: Callable[..., Visit]) -> N
     assert "not the real digits" in opened.lab().inner_text()
     opened.choose("Epochs", "20")
     opened.press("Train")
-    opened.wait("training")
     opened.page.wait_for_function("document.querySelector('.subspace-lab').dataset.accuracy")
     opened.press("Stop")
     assert opened.lab().get_attribute("data-state") == "done"
@@ -382,7 +382,6 @@ def test_more_directions_read_more(visit: Callable[..., Visit]) -> None:
     for way in ("A random plane", "All weights", "Single weights"):
         opened.lab().get_by_role("radio", name=way).check()
         opened.press("Train")
-        opened.wait("training")
         opened.wait("done")
         found[way] = opened.accuracy()
     assert found["All weights"] > found["A random plane"] > found["Single weights"] + 0.1
@@ -394,7 +393,6 @@ def test_more_directions_read_more(visit: Callable[..., Visit]) -> None:
 def test_a_search_finds_the_crossing(visit: Callable[..., Visit]) -> None:
     opened = visit("dimension", "#lab=dimension&v=1&d=50&epochs=2")
     opened.press("Search for me")
-    opened.wait("training")
     opened.wait("done")
     assert "Your intrinsic dimension" in opened.says() or "Not reached" in opened.says()
     if "Your" in opened.says():
@@ -422,7 +420,6 @@ def test_a_converted_rate_makes_one_curve(optimiser: str, factor: str, visit: Ca
     share = {"1/4": 0.25, "1/16": 0.0625}[factor]
     opened = visit("spoil", f"#lab=spoil&v=1&optimiser={optimiser}&norm=4&factor={share}&epochs=2")
     opened.press("Train")
-    opened.wait("training")
     opened.wait("done")
     assert opened.says().startswith("One curve")
     opened.lab().locator("details.exercise summary").click()
@@ -433,7 +430,6 @@ def test_a_converted_rate_makes_one_curve(optimiser: str, factor: str, visit: Ca
 def test_a_diverging_rate_ends_in_words(visit: Callable[..., Visit]) -> None:
     opened = visit("spoil", "#lab=spoil&v=1&optimiser=sgd&norm=16&factor=64&times=1000&epochs=2")
     opened.press("Train")
-    opened.wait("training")
     opened.wait("done")
     assert "diverged" in opened.says() and "smaller learning rate" in opened.says()
 
@@ -441,7 +437,6 @@ def test_a_diverging_rate_ends_in_words(visit: Callable[..., Visit]) -> None:
 def test_a_link_gives_the_same_network(visit: Callable[..., Visit]) -> None:
     sent = visit("link", "#lab=link&v=1&d=100&epochs=2&seed=3&bits=3")
     sent.press("Train")
-    sent.wait("training")
     sent.wait("done")
     link = sent.lab().get_by_label("The network as a link").input_value()
     opened = visit("link", "#" + link.partition("#")[2])
@@ -556,7 +551,6 @@ def test_a_drawn_digit_is_read(visit: Callable[..., Visit]) -> None:
     opened = visit("plane")
     opened.choose("Epochs", "2")
     opened.press("Train")
-    opened.wait("training")
     opened.wait("done")
     lab = opened.lab()
     lab.locator("details.draw summary").click()
@@ -651,7 +645,6 @@ def test_the_page_is_measured(visit: Callable[..., Visit], engine: Any) -> None:
     opened = visit("plane", script=watch)
     opened.choose("Epochs", "5")
     opened.press("Train")
-    opened.wait("training")
     opened.wait("done")
     longest = opened.page.evaluate("longest")
     memory = opened.page.evaluate("performance.memory.usedJSHeapSize") / 1e6
