@@ -81,6 +81,13 @@
     });
     if (window.subspaceTerms && !document.querySelector('#notation')) explain(article, window.subspaceTerms);
   });
+  // A formula that is wider than the page can be moved by keyboard; all others are no tab stops.
+  const reachFormulas = () => document.querySelectorAll('mjx-container[display="true"]').forEach(formula => {
+    if (formula.scrollWidth > formula.clientWidth) formula.tabIndex = 0;
+    else formula.removeAttribute('tabindex');
+  });
+  window.addEventListener('load', () => window.MathJax?.startup?.promise?.then(reachFormulas));
+  document.addEventListener('toggle', reachFormulas, true);
   document.addEventListener('keydown', event => { // Escape puts a meaning away, as a reader who magnifies the page needs
     if (event.key == 'Escape' && document.activeElement.matches('.subspace-term')) document.activeElement.blur();
   });
