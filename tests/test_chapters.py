@@ -1,8 +1,10 @@
 """The lint of the chapters: what every one of them must have, and what the book and its front matter agree on."""
 
 import ast
+import builtins
 import json
 import re
+import symtable
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +23,7 @@ URL = yaml.safe_load((ROOT / "_config.yml").read_text())["repository"]["url"]
 SECTIONS = ["what you will be able to do", "prerequisites", "predict first", "misconception", "pitfall"]
 SECTIONS += ["quiz", "take away", "where next"]
 SHORT = {"01", "02", "03", "04", "05", "06", "07", "08", "09", "10"}
+FOLDED = {"hide-cell", "hide-input", "remove-cell", "remove-input"}
 DRAWING = {"figure", "hist", "imshow", "plot", "scatter", "show", "subplot_mosaic", "subplots"}
 
 Cell = dict[str, Any]
@@ -124,6 +127,34 @@ def test_one_path_through_a_chapter(path: Path) -> None:
     assert length.longest <= 30
     assert length.median <= 10
     assert length.figures - laboratories <= 5
+
+
+def names_in(source: str) -> tuple[set[str], set[str]]:
+    """The global names that a cell uses, inside its functions too, and those that it gives."""
+    uses, gives = set(), set()
+    tables = [symtable.symtable(source, "cell", "exec")]
+    while tables:
+        table = tables.pop()
+        for symbol in table.get_symbols():
+            outside = table.get_type() == "module" or symbol.is_global()
+            if outside and symbol.is_referenced():
+                uses.add(symbol.get_name())
+            if outside and (symbol.is_assigned() or symbol.is_imported()):
+                gives.add(symbol.get_name())
+        tables += table.get_children()
+    return uses, gives
+
+
+@pages
+def test_what_a_reader_sees_uses_what_a_reader_has_seen(path: Path) -> None:
+    """A name in a visible cell comes from a visible cell above it, but for the checks of exercises."""
+    seen = set(dir(builtins))
+    for cell in cells_of(path, "code"):
+        if "setup" in tags_of(cell) or not FOLDED & set(tags_of(cell)):
+            uses, gives = names_in(cell["source"])
+            unknown = sorted(name for name in uses - gives - seen if not re.fullmatch(r"check_\d+", name))
+            assert unknown == [], f"defined in a folded cell, used in {cell['id']}: {unknown}"
+            seen |= gives
 
 
 @pages
