@@ -177,6 +177,15 @@ def test_orthogonal_against_gaussian_columns(found):
         assert found[claim] == pytest.approx(interval(gain), rel=1e-5)
 
 
+def test_claims_that_have_runs_at_fitted_rates_take_the_best_that_is_no_edge():
+    from subspace_lib.study.findings import at_best_rate
+
+    losses = {0.1: (0.5, 0.6), 0.3: (0.4, 0.6), 1.0: (0.3, None)}
+    rows = [{"lr": lr, "val_loss": loss} for lr, each in losses.items() for loss in each]
+    assert at_best_rate(rows) == rows[2:4], "a run without a loss is the worst"
+    assert at_best_rate(rows[:4]) == at_best_rate([]) == []
+
+
 def test_width_and_depth(found):
     shapes = {}
     for row in read("width_depth"):

@@ -35,7 +35,8 @@ Finding = tuple[str, Comparison]
 
 def findings(folder: Path = DATA / "results") -> list[Finding]:
     """Each claim, in words that hold where its verdict is "ahead", and what the paired runs say."""
-    return [*_corners(folder), *_families(folder), *_layers(folder), *_shapes(folder), *_small_networks(folder)]
+    parts = (_corners, _families, _single_weights, _layers, _shapes, _small_networks)
+    return [finding for part in parts for finding in part(folder)]
 
 
 def table(found: list[Finding]) -> str:
@@ -52,14 +53,31 @@ def _corners(folder: Path) -> Iterator[Finding]:
     rows = results("f5", folder)
     for lr in sorted({row["lr"] for row in rows if row["projection"] in CORNERS.values()}):
         at = {corner: [r for r in rows if (r["projection"], r["lr"]) == (name, lr)] for corner, name in CORNERS.items()}
-        lengths = {length: _by_seed(at["independent", length], at["shared", length]) for length in ("long", "short")}
-        common = sorted(lengths["long"].keys() & lengths["short"].keys())
-        rows_effect = [fmean(lengths[length][seed] for length in lengths) for seed in common]
-        yield f"independent above shared rows, rate {lr:g}", of_differences(rows_effect)
-        for kind in ("independent", "shared"):
-            yield f"long above short columns, {kind} rows, rate {lr:g}", compare(at[kind, "long"], at[kind, "short"])
-        both = [lengths["long"][seed] - lengths["short"][seed] for seed in common]
-        yield f"length gains more with independent rows, rate {lr:g}", of_differences(both)
+        yield from _two_by_two(at, f"rate {lr:g}")
+    rows = results("f5_corners", folder)
+    fitted = {corner: at_best_rate([r for r in rows if r["projection"] == name]) for corner, name in CORNERS.items()}
+    if all(fitted.values()):
+        yield from _two_by_two(fitted, "each at its best rate")
+
+
+def _two_by_two(at: dict[tuple[str, str], list[Row]], rate: str) -> Iterator[Finding]:
+    lengths = {length: _by_seed(at["independent", length], at["shared", length]) for length in ("long", "short")}
+    common = sorted(lengths["long"].keys() & lengths["short"].keys())
+    rows_effect = [fmean(lengths[length][seed] for length in lengths) for seed in common]
+    yield f"independent above shared rows, {rate}", of_differences(rows_effect)
+    for kind in ("independent", "shared"):
+        yield f"long above short columns, {kind} rows, {rate}", compare(at[kind, "long"], at[kind, "short"])
+    both = [lengths["long"][seed] - lengths["short"][seed] for seed in common]
+    yield f"length gains more with independent rows, {rate}", of_differences(both)
+
+
+def at_best_rate(rows: list[Row]) -> list[Row]:
+    """The runs at the rate of lowest mean validation loss; none while that is the lowest or highest of those tried."""
+    losses: dict[float, list[float]] = {}
+    for row in rows:
+        losses.setdefault(row["lr"], []).append(row["val_loss"] if row["val_loss"] is not None else math.inf)
+    best = min(losses, key=lambda lr: fmean(losses[lr]), default=math.nan)
+    return [row for row in rows if row["lr"] == best and min(losses) < best < max(losses)]
 
 
 def _families(folder: Path) -> Iterator[Finding]:
@@ -71,6 +89,17 @@ def _families(folder: Path) -> Iterator[Finding]:
     of = {name: [row for row in lenet if row["projection"] == name] for name in ("orthogonal", "dense", "hadamard")}
     for name in ("orthogonal", "hadamard"):
         yield f"{name} above dense Gaussian columns, CIFAR-10 LeNet", compare(of[name], of["dense"])
+    own, shared = (
+        [row for row in lenet if row["projection"] == name] for name in ("sparse_independent_rows", "study_sparse")
+    )
+    if own:
+        yield "rows of each column's own above shared rows, CIFAR-10 LeNet, the study's rate", compare(own, shared)
+
+
+def _single_weights(folder: Path) -> Iterator[Finding]:
+    if alone := at_best_rate(results("single_weights", folder)):
+        directions = [row for row in results("f1", folder) if row["d"] == alone[0]["d"]]
+        yield f"{alone[0]['d']} directions above as many single weights, MNIST MLP", compare(directions, alone)
 
 
 def _layers(folder: Path) -> Iterator[Finding]:

@@ -38,6 +38,7 @@ class Recipe:
 RESTATED = {
     "study_gaussian": Recipe("1", long=True),
     "study_sparse": Recipe("1/sqrt(d)", long=False, shared=True),
+    "sparse_independent_rows": Recipe("1/sqrt(d)", long=False),
     "study_sparse2full": Recipe("1/sqrt(d)", long=True, shared=True),
     "study_sparse2": Recipe("1/sqrt(d)", long=True, shared=True, one_sign=True),
     "study_sparse_original": Recipe("1/sqrt(D)", long=True, shared=True),
@@ -45,7 +46,8 @@ RESTATED = {
     "sparser_independent_long": Recipe("1/sqrt(D)", long=True),
     "sparser_independent_unit": Recipe("1/sqrt(D)", long=False),
 }
-"""The study's types under its own names, and the other corners of rows x column norm at density 1/sqrt(D)."""
+"""The study's types under its own names, the control of "study_sparse", and the other corners of rows x column norm at
+density 1/sqrt(D)."""
 
 
 def restate(name: str, D: int, d: int, seed: int) -> Projection:
