@@ -245,7 +245,7 @@ def results(experiment: str, folder: Path = DATA / "results") -> list[dict[str, 
 def accuracy_over_d(experiment: str, folder: Path = DATA / "results") -> tuple[dict[int, list[float]], list[float]]:
     """Validation accuracies of an experiment's subspaces at each d, and of direct training, in the order of the seeds.
 
-    Both are empty where there is no table yet; the experiment must be one of a single network and learning rate.
+    Both are empty where there is no table yet; the experiment must be one of a single network, at each d of one rate.
     """
     curve: dict[int, list[float]] = {}
     direct: list[float] = []
