@@ -351,6 +351,7 @@ def test_the_status_page_says_what_ran_where(tmp_path: Path) -> None:
     record = json.loads((root / "_build/executed/first.ipynb").read_text())["metadata"]["subspace"]
     assert record["date"].partition("T")[0] in page and f"torch {record['versions']['torch']}" in page
     assert "smoke" in page and "No GPU has executed the book yet" in page
+    assert "Of changed code" in page and "width_depth" in page
     assert not gpu.exists()
     links = re.findall(r'href="(_downloads/[^"]+first\.ipynb)"', page)
     clean, executed = ((root / "_build/html" / link).read_bytes() for link in links)

@@ -9,6 +9,7 @@ from typing import Any
 
 from subspace_lib.files import replaced_atomically
 from subspace_lib.press.chapters import record_of
+from subspace_lib.study.findings import standing
 
 Executions = dict[str, dict[str, Any]]
 HEADER = """
@@ -50,7 +51,7 @@ def recorded_executions(path: Path) -> Executions:
 
 
 def status_tables(executed: Path, names: Iterable[str], gpu: Path) -> str:
-    """Three tables in Markdown: what ran in this build, what ran in the last full-size build on a GPU, and downloads.
+    """Tables in Markdown: what ran in this build, and in the last full-size one on a GPU; downloads; recorded runs.
 
     Parameters
     ----------
@@ -71,9 +72,14 @@ def status_tables(executed: Path, names: Iterable[str], gpu: Path) -> str:
         f"\n## This build\n{_table({name: record_of(executed, name) for name in names})}"
         f"\n## The last build on a GPU\n{_table(last) if last else GPU_NONE}"
         f"\n## Notebooks to take away\n{DOWNLOADS}{files}"
+        f"\n## Recorded runs\n{RUNS}\n{standing()}"
     )
 
 
+RUNS = """
+The tables of full-size runs that the chapters read, by experiment. *Of changed code* are those whose exact code is in
+no commit; *still to run* those that the rules for learning rates ask for by now.
+"""
 GPU_NONE = "\nNo GPU has executed the book yet.\n"
 
 
