@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -46,6 +46,21 @@ AROUND = {
 }
 """The dimensions on both sides of 90% of either baseline: they have seeds enough for an interval."""
 EXTRA_SEEDS = 2
+FINE_TUNING: dict[int | None, tuple[float, ...]] = {
+    20: (3e-2, 1e-1, 3e-1, 1.0, 3.0),
+    50: (1e-2, 3e-2, 1e-1, 3e-1, 1.0),
+    200: (3e-3, 1e-2, 3e-2, 1e-1, 3e-1),
+    1000: (3e-3, 1e-2, 3e-2, 1e-1, 3e-1),
+    5000: (1e-3, 3e-3, 1e-2, 3e-2, 1e-1),
+    None: (1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
+}
+"""The rates that fine-tuning tries at each d (None: all weights), the same from every start."""
+CONTROLS = {
+    "mnist/inverted": ("random", "digits"),
+    "mnist/shifted": ("random", "digits", "digits_new_head"),
+    "cifar10/grey": ("random", "digits", "digits_new_head"),
+}
+"""The tasks that a network of digits does not nearly solve, and the starts that are compared on each."""
 
 
 def experiment(name: str, profile: Profile, folder: Path = DATA / "results") -> list[Spec]:
@@ -282,6 +297,46 @@ def _small(name: str, folder: Path) -> Settings:
         yield {"dataset": dataset, "model": "lenet", "projection": "hadamard", "d": d, "lr": lr}
 
 
+def _fine_tuning(*_: Any) -> Settings:
+    """Turned digits from two starts: the whole curve at 30 degrees, and d = 200 at other angles."""
+    for angle in (30, 15, 60, 90):
+        for start in ("random", "digits"):
+            yield from _few_images(f"mnist/rotated_{angle}", start, tuple(FINE_TUNING) if angle == 30 else (200,))
+
+
+def _fine_tuning_control(*_: Any) -> Settings:
+    for task, starts in CONTROLS.items():
+        for start in starts:
+            yield from _few_images(task, start, tuple(FINE_TUNING))
+
+
+def _few_images(task: str, start: str, dimensions: Sequence[int | None]) -> Settings:
+    common = {"dataset": task, "model": "mlp", "model_options": {"start": start}, "train_images": 1000}
+    common |= {"val_images": 2000, "epochs": 30, "patience": 6, "batch_size": 50}
+    for d in dimensions:
+        family = {} if d is None else {"projection": "one_hot"}
+        yield from (common | family | {"d": d, "lr": lr} for lr in FINE_TUNING[d])
+
+
+def _fine_tuning_network(*_: Any) -> Settings:
+    """A network of ImageNet on a thousand small photographs: the middle rate of every point comes first."""
+    common = {"dataset": "cifar10/few", "model": "efficientnet", "train_images": 1000, "val_images": 500}
+    common |= {"epochs": 4, "patience": None, "batch_size": 50}
+    starts = {"imagenet": "frozen", "random": "moving"}
+    rates: dict[int | None, tuple[float, ...]] = {
+        200: (1e-1, 3e-2, 3e-1),
+        1000: (1e-1, 3e-2, 3e-1),
+        5000: (3e-2, 1e-2, 1e-1),
+        None: (3e-4, 1e-4, 1e-3),
+    }
+    for turn in range(3):
+        for start, norm in (*starts.items(), ("imagenet", "moving")):
+            for d in rates if (start, norm) in starts.items() else (1000,):
+                family = {} if d is None else {"projection": "one_hot"}
+                options = {"start": start, "norm": norm}
+                yield common | family | {"d": d, "lr": rates[d][turn], "model_options": options}
+
+
 EXPERIMENTS: dict[str, Callable[[str, Path], Settings]] = {
     "lr": _rates,
     "lr_small": _small_rates,
@@ -300,5 +355,8 @@ EXPERIMENTS: dict[str, Callable[[str, Path], Settings]] = {
     "f9": _small,
     "scale": _column_norms,
     "width_depth": _shapes,
+    "finetune": _fine_tuning,
+    "finetune_control": _fine_tuning_control,
+    "finetune_network": _fine_tuning_network,
 }
 """What each experiment runs, by name, in the order of the study: the choice of learning rates first."""

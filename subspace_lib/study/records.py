@@ -66,7 +66,7 @@ class Spec:
     experiment : str
         The table that the run belongs to.
     dataset, model : str
-        "mnist" or "cifar10"; "mlp", "lenet" or "small_lenet".
+        "mnist", "cifar10" or a task of ``starts.VARIANTS``; "mlp", "lenet", "small_lenet" or "efficientnet".
     d : int or None
         Dimension of the subspace; None is D, as in direct training.
     seed : int

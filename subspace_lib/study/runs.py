@@ -14,6 +14,7 @@ from subspace_lib.memory import PeakMemory
 from subspace_lib.projections import LayerwiseProjection, Projection, make_projection
 from subspace_lib.study.records import Spec
 from subspace_lib.study.restated import RESTATED, restate
+from subspace_lib.study.starts import EfficientNet, begin
 from subspace_lib.subspace import SubspaceModel, count_parameters
 from subspace_lib.tasks.models import MLP, LeNet, SmallLeNet
 from subspace_lib.training import DivergedError, History, fit, fit_many
@@ -74,12 +75,16 @@ def make_model(spec: Spec, data: Data) -> nn.Module:
     def network() -> nn.Module:
         channels = data.shape[0]
         if spec.model == "mlp":
-            return MLP(data.shape.numel(), **spec.model_options)
+            options = dict(spec.model_options)
+            start = options.pop("start", "random")
+            return begin(MLP(data.shape.numel(), **options), start, spec.seed, "-standin" not in data.name)
+        if spec.model == "efficientnet":
+            return EfficientNet(**spec.model_options)
         if spec.model == "lenet":
             return LeNet(channels, **spec.model_options)
         if spec.model == "small_lenet":
             return SmallLeNet(channels, **spec.model_options)
-        raise ValueError(f"unknown model {spec.model!r}; choose one of: mlp, lenet, small_lenet")
+        raise ValueError(f"unknown model {spec.model!r}; choose one of: mlp, lenet, small_lenet, efficientnet")
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.seed)

