@@ -76,11 +76,11 @@ def chapter_01() -> dict[str, Any]:
 
 def chapter_03() -> dict[str, Any]:
     names = common() | {"count_parameters": count_parameters, "make_projection": make_projection}
-    names |= {"data": digits(), "profile": SimpleNamespace(seeds=2), "BUDGET": {"epochs": 1, "patience": None}}
-    names |= {"LEARNING_RATE": {"direct": 0.001, "subspace": 0.03}, "Data": Data}
+    names |= {"data": digits(), "profile": SimpleNamespace(seeds=2, epochs=1, patience=None), "Data": Data}
+    names |= {"SubspaceModel": SubspaceModel, "cache": cache}
     names["lenet"] = {50: [0.5, 0.52], 100: [0.7, 0.71], 200: [0.8, 0.82], 400: [0.9, 0.91], None: [0.96, 0.97]}
     names["crossing"] = crossing
-    run("03", "code-10 checks", names)
+    run("03", "code-6 code-10 checks", names)
 
     def losses(seed: int, lr: float) -> list[float]:
         torch.manual_seed(seed)
@@ -179,6 +179,7 @@ RIGHT = [
     ("03", "check_3(Data(*[(data.train[0][:64], (data.train[1][:64] + 1) % 10)] * 2))"),
 ]
 SOLUTIONS = [(number, f"solution-{n}") for number in ("01", "02") for n in (1, 2, 3)]
+SOLUTIONS += [("03", "code-21"), ("03", "code-23"), ("03", "code-25")]
 SOLUTIONS += [("04", "solution-1"), ("04", "solution-2"), ("05", "solution-1")]
 WRONG = [
     ("02", "check_1(400)"),
