@@ -31,7 +31,7 @@ class Data:
     ------
     TypeError, ValueError
         If a part is neither pair nor batches, can be gone through only once, or holds no row; if the parts of a pair
-        differ in length, or integer targets are not int64.
+        differ in length, or integer targets are not int64; if the parts' inputs differ in shape or type.
 
     Examples
     --------
@@ -54,6 +54,10 @@ class Data:
         for part, rows in self._parts().items():
             if is_pair(rows):
                 _check_pair(part, rows)
+                if is_pair(self.train) and rows[0].dtype != self.train[0].dtype:
+                    raise TypeError(
+                        f"{part} images are {rows[0].dtype}, but train images {self.train[0].dtype}; give all one type"
+                    )
                 if is_pair(self.train) and rows[0].shape[1:] != self.shape:
                     raise ValueError(
                         f"{part} images have shape {tuple(rows[0].shape[1:])}, but train images {tuple(self.shape)}; "
@@ -167,6 +171,8 @@ def _check_batches(part: str, rows: object) -> None:
 
 def _check_pair(part: str, pair: Pair) -> None:
     inputs, targets = pair
+    if inputs.is_meta or targets.is_meta:
+        raise ValueError(f"{part} is on the device 'meta', which holds no numbers; use 'cpu' or 'cuda'")
     if targets.dtype != torch.int64 and not targets.is_floating_point():
         raise TypeError(f"{part} labels are {targets.dtype}, allowed torch.int64; pass labels.long()")
     if targets.ndim < 1 or inputs.ndim < 2 or len(inputs) != len(targets):

@@ -93,6 +93,7 @@ class Runs(ABC):
         """Mean loss and metric of every run in evaluation mode; the metric is nan where there is none, or no loss."""
 
         def both(outputs: Any, targets: Tensor) -> Tensor:
+            check_outputs(self.loss, outputs)
             loss = self.loss(outputs, targets)
             metric = math.nan if self.metric is None else self.metric(outputs, targets)
             return torch.stack([torch.as_tensor(one, device=targets.device).double() for one in (loss, metric)])
@@ -113,7 +114,9 @@ class One(Runs):
     """An ordinary network: all its weights are trained."""
 
     def each(self, measure: Measure, inputs: Tensor, targets: Tensor) -> Tensor:
-        value: Tensor = measure(self.net(laid_out(inputs)), targets)
+        with types_explained(self.net, inputs):
+            outputs = self.net(laid_out(inputs))
+        value: Tensor = measure(outputs, targets)
         return value
 
     def pull(self, losses: Tensor) -> None:
@@ -185,7 +188,8 @@ class SideBySide(Runs):
             return measure(torch.func.functional_call(self.net, tensors, (x,), tie_weights=False), targets)
 
         x = laid_out(inputs)
-        values: Tensor = torch.vmap(call, randomness="different")(self.theta, self.buffers)
+        with types_explained(self.net, inputs):
+            values: Tensor = torch.vmap(call, randomness="different")(self.theta, self.buffers)
         return values
 
     def pull(self, losses: Tensor) -> None:
@@ -226,6 +230,44 @@ def modes_kept(net: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+@contextlib.contextmanager
+def types_explained(net: nn.Module, inputs: Tensor) -> Iterator[None]:
+    """What a network says to inputs of another type than its weights, in words of ours.
+
+    Raises
+    ------
+    TypeError
+        If that is what it says.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        said = str(error).strip().splitlines()[0]
+        kinds = [tensor.dtype for tensor in (*net.parameters(), *net.buffers()) if tensor.is_floating_point()]
+        kind = kinds[0] if kinds else inputs.dtype
+        if inputs.dtype == kind or "type" not in said:
+            raise
+        raise TypeError(
+            f"the inputs are {inputs.dtype}, the weights {kind}, and the network does not take them ({said}); "
+            "convert the inputs, for instance x.float()"
+        ) from error
+
+
+def check_outputs(loss: Measure, outputs: Any) -> None:
+    """Refuse outputs that cross-entropy does not take.
+
+    Raises
+    ------
+    TypeError
+        If they are no tensor.
+    """
+    if loss is F.cross_entropy and not isinstance(outputs, Tensor):
+        raise TypeError(
+            f"the network gives a {type(outputs).__name__}, and cross_entropy takes a tensor of scores; "
+            "pass loss=, a function of (outputs, targets)"
+        )
 
 
 def device_of(net: nn.Module) -> torch.device:

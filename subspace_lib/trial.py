@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from subspace_lib.data import Data, first_batch, is_pair
-from subspace_lib.steps import Measure, Runs, SideBySide, device_of, modes_kept
+from subspace_lib.steps import Measure, Runs, SideBySide, check_outputs, device_of, modes_kept
 
 IGNORED = -100
 """The class that PyTorch's cross-entropy leaves out by default."""
@@ -47,18 +47,12 @@ def try_out(runs: Runs, data: Data, batch_size: int) -> None:
 def _explained(error: Exception, runs: Runs, inputs: Tensor, batch_size: int) -> Exception:
     """The error in words of ours, where they help."""
     said = str(error).strip().splitlines()[0]
-    kind = next((p.dtype for p in runs.net.parameters() if p.is_floating_point()), inputs.dtype)
     if len(inputs) == 1 and "more than 1" in said:
         return ValueError(
             f"batch_size = {batch_size} leaves one row for the last batch: {said}; take another batch_size"
         )
     if isinstance(error, ValueError):
         return error
-    if inputs.dtype != kind:
-        return TypeError(
-            f"the inputs are {inputs.dtype}, the weights {kind}, and the network does not take them ({said}); "
-            "convert the inputs, for instance x.float()"
-        )
     if isinstance(runs, SideBySide):
         return ValueError(f"fit_many cannot run this {type(runs.net).__name__} side by side; use fit for each: {said}")
     return error
@@ -66,12 +60,18 @@ def _explained(error: Exception, runs: Runs, inputs: Tensor, batch_size: int) ->
 
 def _checked_loss(loss: Measure, outputs: Any, targets: Tensor, data: Data) -> Tensor:
     """The loss of a batch, if it is one number of outputs and targets that belong together."""
+    check_outputs(loss, outputs)
     if loss is F.cross_entropy:
         _check_classes(outputs, data)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("error", "Using a target size")
             value: Tensor = loss(outputs, targets)
+    except (TypeError, AttributeError) as error:
+        if isinstance(outputs, Tensor):
+            raise
+        kind = type(outputs).__name__
+        raise TypeError(f"the network gives a {kind}, and the loss does not take it ({error}); pass another") from error
     except UserWarning:
         raise ValueError(
             f"outputs have shape {tuple(outputs.shape)} and targets {tuple(targets.shape)} for {len(targets)} rows; "
@@ -83,13 +83,8 @@ def _checked_loss(loss: Measure, outputs: Any, targets: Tensor, data: Data) -> T
     return value
 
 
-def _check_classes(outputs: Any, data: Data) -> None:
+def _check_classes(outputs: Tensor, data: Data) -> None:
     """Refuse labels that the network has no output for; on a GPU they would end the whole process."""
-    if not isinstance(outputs, Tensor):
-        raise TypeError(
-            f"the network gives a {type(outputs).__name__}, and cross_entropy takes a tensor of scores; "
-            "pass loss=, a function of (outputs, targets)"
-        )
     for part, (_, targets) in data.pairs().items():
         words = f"{part} labels are {targets.dtype} of shape {tuple(targets.shape)}, outputs {tuple(outputs.shape)}"
         if targets.is_floating_point() and targets.shape[1:] != outputs.shape[1:]:

@@ -24,6 +24,7 @@ from subspace_lib import (
     count_parameters,
     evaluate,
     fit,
+    fit_many,
     make_projection,
 )
 
@@ -400,6 +401,35 @@ def test_outputs_that_are_no_tensor(project, form, data):
         return F.cross_entropy(outputs["logits"] if isinstance(outputs, dict) else outputs[1], targets)
 
     assert math.isfinite(fit(project(Says(form)), data, epochs=1, lr=0.02, loss=loss).val_loss[1])
+    with pytest.raises(TypeError, match=r"gives a (dict|tuple), and the loss does not take it"):
+        fit(project(Says(form)), data, epochs=1, lr=0.02, loss=F.mse_loss)
+    with pytest.raises(TypeError, match=r"gives a (dict|tuple), .* pass loss=, a function of \(outputs, targets\)"):
+        evaluate(Says(form), *data.train)
+
+
+@pytest.mark.parametrize("kind", [torch.uint8, torch.half, torch.bool, torch.double])
+def test_inputs_of_another_type_are_named_wherever_they_come(kind, data):
+    x, y = data.train
+    other = x.to(kind)
+    words = rf"inputs are {kind}, the weights torch.float32, .* for instance x.float\(\)"
+    with pytest.raises(TypeError, match=words):
+        evaluate(network(), other, y)
+    later = Data([(x, y), (x[:0], y[:0]), (other, y)], None)
+    for train in (
+        lambda: fit(network(), later, epochs=1, lr=0.02),
+        lambda: fit(projected(), later, epochs=1, lr=0.02),
+        lambda: fit_many([projected(), projected()], later, epochs=1, lr=0.02),
+    ):
+        with pytest.raises(TypeError, match=words):
+            train()
+    with pytest.raises(TypeError, match=rf"val images are {kind}, but train images torch.float32; give all one type"):
+        Data((x, y), (other, y))
+
+
+def test_data_without_numbers_are_refused():
+    x, y = torch.randn(4, 2), torch.arange(4)
+    with pytest.raises(ValueError, match="train is on the device 'meta', which holds no numbers"):
+        Data((x, y), None).to("meta")
 
 
 @pytest.mark.parametrize(

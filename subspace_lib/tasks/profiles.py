@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import warnings
 from dataclasses import dataclass
 
 import torch
+
+TESTED = ("cpu", "cuda")
+"""Kinds of devices that the tests run on."""
 
 
 @dataclass(frozen=True)
@@ -64,17 +68,28 @@ def default_device() -> str:
 
 
 def check_device(device: str) -> str:
-    """The device, if it is there.
+    """The device, if one can compute there; of kinds that our tests do not run on, with a warning.
 
     Raises
     ------
     ValueError
-        If there is no such kind of device, or PyTorch finds no GPU.
+        If there is no such device here, or it does not compute in double precision, in which losses are summed.
     """
+    allowed = ", ".join(TESTED)
     try:
-        kind = torch.device(device).type
+        where = torch.device(device)
     except RuntimeError:
-        raise ValueError(f"unknown device {device!r}; choose one of: cpu, cuda") from None
-    if kind == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"unknown device {device!r}; choose one of: {allowed}") from None
+    if where.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device {device!r} was asked for, but PyTorch finds no GPU here; use 'cpu'")
-    return device
+    if where.type == "cuda" and (where.index or 0) >= (count := torch.cuda.device_count()):
+        raise ValueError(f"device {device!r} was asked for, but the GPUs here are cuda:0 to cuda:{count - 1}")
+    if where.type not in TESTED:
+        try:
+            torch.ones(2, dtype=torch.float64, device=where).sum().item()
+        except Exception as error:  # PyTorch refuses in a dozen ways
+            raise ValueError(
+                f"device {device!r} cannot compute in double precision here; use one of: {allowed}"
+            ) from error
+        warnings.warn(f"the tests of this library do not run on {device!r}; going on with it", stacklevel=2)
+    return "cpu" if where.type == "cpu" else device
