@@ -157,6 +157,13 @@ def test_what_a_reader_sees_uses_what_a_reader_has_seen(path: Path) -> None:
             seen |= gives
 
 
+@pytest.mark.parametrize("path", sorted(BOOK.glob("*.ipynb")), ids=lambda path: path.stem)
+def test_code_fits_the_column(path: Path) -> None:
+    """A page of 1280 pixels shows 89 characters of a line, in a fold too (``book.css``)."""
+    lines = [line for cell in cells_of(path, "code") for line in cell["source"].splitlines()]
+    assert [line for line in lines if len(line) > 88] == []
+
+
 @pages
 def test_exercises(path: Path) -> None:
     exercises: list[list[Cell]] = []
