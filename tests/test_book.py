@@ -1,9 +1,12 @@
 """The build: what it makes, what it keeps, and what it says when something is wrong."""
 
+import contextlib
 import functools
+import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +18,7 @@ import pytest
 
 from subspace_lib import __main__
 from subspace_lib.press import build as book
-from subspace_lib.press import pages
+from subspace_lib.press import execution, pages
 from subspace_lib.press.chapters import BookError, chapter_names, modules_of, record_of
 from subspace_lib.press.execution import running_folder
 from subspace_lib.press.status import status_tables, write_executions
@@ -58,24 +61,43 @@ def real_data(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RERUN", raising=False)
 
 
-def test_a_book_from_first_build_to_failure(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    root = make_root(tmp_path, first=REPORT, second="1 + 1")
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """A small book with its page of what ran where, built once, and the lines that this printed."""
+    root = make_root(tmp_path_factory.mktemp("built") / "root", first=REPORT, second="1 + 1")
+    (root / "book/status.md").write_text("# Status\n\nAbout.\n")
+    with (root / "book/_toc.yml").open("a") as contents:
+        contents.write("- file: status\n")
+    (root / "data").mkdir()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as printed:
+        patch.setattr(book, "find_standins", lambda: ["mnist-standin"])
+        assert book.build_book("smoke", "cpu", root=root) == root / "_build/html/index.html"
+    return root, printed.getvalue().splitlines()
+
+
+@pytest.fixture
+def root(built: tuple[Path, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the small book, to change."""
     monkeypatch.setattr(book, "find_standins", lambda: ["mnist-standin"])
-    index = book.build_book("smoke", "cpu", root=root)
-    lines = capsys.readouterr().out.splitlines()
+    return Path(shutil.copytree(built[0], tmp_path / "root"))
+
+
+def test_a_book_is_built(built: tuple[Path, list[str]]) -> None:
+    root, lines = built
     assert any(line.startswith("[1/2] first ... ") and line.endswith(" s") for line in lines)
-    assert index.as_uri() in lines[-1]
+    assert (root / "_build/html/index.html").as_uri() in lines[-1]
     assert "smoke cpu 1" in (root / "_build/html/first.html").read_text()
-    executed = root / "_build/executed"
-    notebook = json.loads((executed / "first.ipynb").read_text())
+    notebook = json.loads((root / "_build/executed/first.ipynb").read_text())
     injected = [cell for cell in notebook["cells"] if "injected-parameters" in cell["metadata"].get("tags", [])]
     assert ["remove-cell" in cell["metadata"]["tags"] for cell in injected] == [True]
     record = notebook["metadata"]["subspace"]
     assert record["profile"] == "smoke" and record["seconds"] > 0 and "torch" in record["versions"]
 
-    # Nothing changed, then one chapter did: only that one is executed again, and it fails.
+
+def test_only_the_chapter_that_changed_is_executed_and_its_failure_leaves_the_pages(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    executed, index = root / "_build/executed", root / "_build/html/index.html"
     before = (executed / "second.ipynb").stat().st_mtime_ns, (executed / "first.ipynb").read_bytes()
     page = index.read_bytes()
     (root / "book/index.md").write_text("# Small\n\nSecond edition.\n")
@@ -93,14 +115,13 @@ def test_a_book_from_first_build_to_failure(
     assert not list((root / "_build").glob("running-*"))
 
 
-def test_a_warning_leaves_the_old_pages(tmp_path: Path) -> None:
-    root = make_root(tmp_path)
-    index = book.build_book(root=root)
-    page = index.read_bytes()
+def test_a_warning_leaves_the_old_pages(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = (root / "_build/html/index.html").read_bytes()
     (root / "book/index.md").write_text("# Small\n\nSee {ref}`nowhere`.\n")
     with pytest.raises(BookError, match=r"(?s)pages did not build.*index\.md:3: WARNING.*nowhere"):
-        book.build_book(root=root)
-    assert index.read_bytes() == page
+        book.build_book("smoke", "cpu", root=root)
+    assert capsys.readouterr().out.count("... unchanged") == 2
+    assert (root / "_build/html/index.html").read_bytes() == page
 
 
 def test_the_pages_are_put_together_from_what_is_there(tmp_path: Path) -> None:
@@ -208,7 +229,7 @@ def test_what_fails_is_said_and_the_others_run(tmp_path: Path, monkeypatch: pyte
     root = make_root(
         tmp_path / "root",
         dead="import os\nos.kill(os.getpid(), 9)",
-        late="import time\ntime.sleep(60)",
+        late=f"import pathlib, time\npathlib.Path({str(tmp_path / 'begun')!r}).touch()\ntime.sleep(60)",
         never="1",
         wrong="raise KeyError('no such thing')",
         **{"part/good": uses + "_note('mnist'); _note('cifar10-standin'); _note('cifar10-standin')"},
@@ -220,8 +241,10 @@ def test_what_fails_is_said_and_the_others_run(tmp_path: Path, monkeypatch: pyte
     assert "[4/5] wrong failed after" in said and "code cell 2: raise KeyError" in said and "'no such thing'" in said
     assert re.search(r"dead failed.*\n  code cell 2: import os\n  .*DeadKernelError", said)
     assert len(said.splitlines()) == 8
-    with pytest.raises(BookError, match=r"late failed after 1\d s\n(?s:.*)\n  it took longer than its 15 s"):
-        book.execute_chapters(out, "smoke", "cpu", only=["late"], limit=15, root=root)
+    begun, monotonic = tmp_path / "begun", time.monotonic
+    monkeypatch.setattr(execution.time, "monotonic", lambda: monotonic() + 900 * begun.exists())
+    with pytest.raises(BookError, match=r"late failed after 9\d\d s\n(?s:.*)\n  it took longer than its 900 s"):
+        book.execute_chapters(out, "smoke", "cpu", only=["late"], limit=900, root=root)
     assert sorted(path.name for path in out.glob("*")) == [
         ".running.lock",
         *(f"{name}.failed.ipynb" for name in ("dead", "late")),
@@ -340,13 +363,8 @@ def test_damaged_executed_chapter_counts_as_never_executed(text: str, tmp_path: 
     assert record_of(tmp_path, "01") is None
 
 
-def test_the_status_page_says_what_ran_where(tmp_path: Path) -> None:
-    root = make_root(tmp_path, first="1 + 1")
-    (root / "book/status.md").write_text("# Status\n\nAbout.\n")
-    (root / "book/_toc.yml").write_text("format: jb-book\nroot: index\nchapters:\n- file: first\n- file: status\n")
-    (root / "data").mkdir()
+def test_the_status_page_says_what_ran_where(root: Path) -> None:
     gpu = root / "data/executions_cuda.json"
-    book.build_book("smoke", "cpu", root=root)
     page = (root / "_build/html/status.html").read_text()
     record = json.loads((root / "_build/executed/first.ipynb").read_text())["metadata"]["subspace"]
     assert record["date"].partition("T")[0] in page and f"torch {record['versions']['torch']}" in page

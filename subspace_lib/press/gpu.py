@@ -138,7 +138,7 @@ def train_many(size: Size, out: Path) -> None:
     """Subspaces of LeNet trained together over the same one after another: runs an hour."""
     from subspace_lib import LeNet, SubspaceModel, count_parameters, fit, fit_many, load_dataset, make_projection
 
-    data = load_dataset("mnist", device=size.device).limit(size.images, 500)
+    data = load_dataset("mnist", device=size.device).limit(size.images, 500, size.images)
     D = count_parameters(LeNet())
     rows: list[dict[str, Any]] = []
 
@@ -180,7 +180,7 @@ def compare(size: Size, out: Path) -> None:
     made = specs
     if size.epochs:
         made = [replace(spec, epochs=size.epochs, train_images=size.images, val_images=500) for spec in specs]
-    jobs = min(len(COMPARED), os.cpu_count() or 1)
+    jobs = 1 if size.epochs else min(len(COMPARED), os.cpu_count() or 1)
     table = out / "results" / f"compare_{size.device}.jsonl"
     known = sweep(made, out / "records", table, device=size.device, jobs=jobs, require_real=not size.epochs)
     rows = []
