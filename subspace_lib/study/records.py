@@ -255,6 +255,23 @@ def accuracy_over_d(experiment: str, folder: Path = DATA / "results") -> tuple[d
     return curve, direct
 
 
+def at_best_rate(experiment: str, folder: Path = DATA / "results") -> dict[tuple[str, str, int], list[dict[str, Any]]]:
+    """Runs by data set, options of the network and d, each at the rate of its lowest validation loss on seed 0.
+
+    For experiments that try several rates at every point; empty where there is no table yet.
+    """
+    points: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
+    for row in results(experiment, folder):
+        points.setdefault((row["dataset"], row["model_options"], row["d"]), []).append(row)
+    found = {}
+    for point, rows in points.items():
+        first = {row["val_loss"]: row["lr"] for row in rows if row["seed"] == 0 and row["val_loss"] is not None}
+        if first:
+            chosen = [row for row in rows if row["lr"] == first[min(first)]]
+            found[point] = sorted(chosen, key=lambda row: row["seed"])
+    return found
+
+
 def curves(experiment: str, folder: Path = DATA / "results") -> list[Record]:
     """The same runs with their curves: dicts of ``spec`` and ``result``; empty where there is no table yet."""
     path = folder / f"{experiment}.jsonl"

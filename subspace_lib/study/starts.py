@@ -90,7 +90,7 @@ def begin(net: nn.Module, start: str, seed: int, require_real: bool = False) -> 
     net : nn.Module
         An ``MLP()`` at random weights.
     start : str
-        "random" leaves it there, "digits" takes all weights, "digits_new_head" all but those of the last layer.
+        "random" leaves it there, "digits" takes the weights, "digits_cooled" makes it less sure of its answers.
     seed : int
         Of the pretraining.
 
@@ -99,13 +99,19 @@ def begin(net: nn.Module, start: str, seed: int, require_real: bool = False) -> 
     ValueError
         If there is no such start.
     """
-    if start not in ("random", "digits", "digits_new_head"):
-        raise ValueError(f"unknown start {start!r}; choose one of: random, digits, digits_new_head")
-    if start != "random":
-        weights = dict(trained_on_digits(seed, require_real).state_dict())
-        if start == "digits_new_head":
-            weights |= {name: value for name, value in net.state_dict().items() if name in list(weights)[-2:]}
-        net.load_state_dict(weights)
+    if start not in ("random", "digits", "digits_cooled"):
+        raise ValueError(f"unknown start {start!r}; choose one of: random, digits, digits_cooled")
+    if start == "random":
+        return net
+    net.load_state_dict(trained_on_digits(seed, require_real).state_dict())
+    return cooled(net) if start == "digits_cooled" else net
+
+
+@torch.no_grad()
+def cooled(net: nn.Module, factor: float = 0.1) -> nn.Module:
+    """The network with its last layer multiplied by a factor: the same answers, less sure."""
+    for p in list(net.children())[-1].parameters():
+        p.mul_(factor)
     return net
 
 
