@@ -115,8 +115,9 @@ def test_sections(path: Path) -> None:
 
 @pytest.mark.parametrize("path", [path for path in NUMBERED if path.stem[:2] in SHORT], ids=lambda path: path.stem)
 def test_one_path_through_a_chapter(path: Path) -> None:
-    """What a student reads before unfolding anything is short: prose, code, figures."""
+    """What a student reads before unfolding anything is short: prose, code, figures, minutes."""
     notebook = json.loads(path.read_text(encoding="utf-8"))
+    assert length_of(notebook).minutes < 35.5, "the page would say more than 35 minutes"
     for cell in notebook["cells"]:
         if cell["cell_type"] == "markdown":  # prose is neither a table nor a formula
             cell["source"] = re.sub(r"(?ms)^\|.*?$|\$\$.*?\$\$|\$[^$]+\$", "", "".join(cell["source"]))
