@@ -1,4 +1,4 @@
-"""The command line: `python -m subspace_lib book`, `execute`, `pdf`, `data`, `benchmark`, `gpu` or `sweep`.
+"""The command line: `python -m subspace_lib book`, and so on; `--help` lists the commands.
 
 What a command needs is imported when it is chosen, so that a Ctrl-C finds us ready from the start.
 """
@@ -28,8 +28,7 @@ class Parser(argparse.ArgumentParser):
 def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = Parser(prog="python -m subspace_lib", description=__doc__)
-    names = "book,execute,pdf,data,benchmark,gpu,sweep"
-    commands = parser.add_subparsers(dest="command", required=True, metavar=f"{{{names}}}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
     book = commands.add_parser("book", help="execute the chapters and build the pages")
     book.add_argument("--executed", type=Path, metavar="DIR", help="build from what `execute --out DIR` made; run none")
     execute = commands.add_parser("execute", help="execute the chapters, without building pages")
@@ -58,6 +57,8 @@ def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
     sweep.add_argument("--out", type=Path, default=Path("data"), help="folder of records/ and results/")
     sweep.add_argument("--dirty", action="store_true", help="record runs of code that is in no commit, too")
     commands.add_parser("data", help="fetch the data sets, and say what is there")
+    for target in ("lint", "test", "check-pages", "colab"):
+        commands.add_parser(target, help=f"what `make {target}` does, in this environment")
     return parser.parse_args(arguments)
 
 
@@ -133,8 +134,15 @@ def run(chosen: argparse.Namespace) -> None:
     elif chosen.command == "sweep":
         where = (chosen.device, chosen.jobs, chosen.dask, chosen.out, chosen.dirty)
         run_sweeps(chosen.experiments, chosen.profile, *where)
-    else:
+    elif chosen.command == "data":
         show_data()
+    else:
+        from subspace_lib.press import build, make
+
+        if chosen.command == "colab":
+            make.run_as_colab(build.ROOT)
+        else:
+            make.run_task(chosen.command, build.ROOT)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -15,6 +15,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
 from pathlib import Path
 
 import nbformat
@@ -81,8 +83,9 @@ def main() -> None:
     chapters = chapters or sorted((repository / "book").glob("*.ipynb"))
     with tempfile.TemporaryDirectory() as folder:
         serve(repository, Path(folder))
-        for chapter in chapters:
-            print(f"{chapter.stem} ... {run(chapter, Path(folder)):.0f} s", flush=True)
+        with ThreadPoolExecutor(2) as side_by_side:
+            for chapter, seconds in zip(chapters, side_by_side.map(run, chapters, repeat(Path(folder))), strict=True):
+                print(f"{chapter.stem} ... {seconds:.0f} s", flush=True)
     after = {name: importlib.metadata.version(name) for name in PINNED_BY_COLAB}
     if after != before:
         sys.exit(f"the chapters changed what Colab had: {before} became {after}")
