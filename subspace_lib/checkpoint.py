@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from subspace_lib.files import replaced_atomically
-from subspace_lib.networks import put
+from subspace_lib.networks import dense, put
 
 
 def name_of(dtype: torch.dtype) -> str:
@@ -46,7 +46,7 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if not path.is_file():
         raise FileNotFoundError(errno.ENOENT, "no such checkpoint file", str(path))
     try:
-        with safe_open(path, framework="pt") as file:
+        with torch.device("cpu"), safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
@@ -113,7 +113,7 @@ def checksum(tensors: dict[str, Tensor], about: dict[str, Any] | None = None) ->
     for name, tensor in sorted(tensors.items()):
         if about is not None:
             total = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), total)
-        total = zlib.crc32(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().data, total)
+        total = zlib.crc32(dense(tensor.detach()).cpu().reshape(-1).contiguous().view(torch.uint8).numpy().data, total)
     return total if about is None else zlib.crc32(json.dumps(about, sort_keys=True).encode(), total)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from numbers import Integral, Real
+from typing import Any
 
 
 def integer(label: str, value: object, low: int | None = None, high: int | None = None) -> int:
@@ -64,4 +66,21 @@ def positive(label: str, value: object) -> float:
 
 def seed(label: str, value: object) -> int:
     """``value`` as an int, if torch's generators tell it from every other: they read the lowest 32 bits alone."""
-    return integer(label, value, 0, 2**32 - 1)
+    try:
+        return integer(label, value, 0, 2**32 - 1)
+    except ValueError as error:
+        why = "torch's generators, which draw here, read the lowest 32 bits alone; a projection's seed has 63"
+        raise ValueError(f"{error}: {why}") from None
+
+
+def function(label: str, value: object) -> None:
+    """Refuse what cannot be called."""
+    if not callable(value):
+        raise TypeError(f"{label} must be a function or a class, got {value!r} of type {type(value).__name__}")
+
+
+def mapping(label: str, value: object) -> Mapping[Any, Any]:
+    """``value``, if it is a dictionary of any kind."""
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{label} must be a dictionary, got a {type(value).__name__}")
+    return value

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from subspace_lib import checks
+
 Pair = tuple[Tensor, Tensor]
 
 
@@ -84,7 +86,7 @@ class Data:
         """Return the first rows of each part; None, or more than there are, keeps them all."""
         counts = {"train": train, "val": val, "test": test}
         for part, count in counts.items():
-            if count is not None and count < 1:
+            if count is not None and checks.integer(part, count) < 1:
                 raise ValueError(f"{part}={count} images, allowed 1 or more; pass None to keep them all")
 
         def first(pair: Any, part: str) -> Any:
@@ -132,7 +134,7 @@ def batches_of(
         if order is None:
             yield from zip(inputs.split(size), targets.split(size), strict=True)
         else:
-            for batch in torch.randperm(len(targets), generator=order).to(targets.device).split(size):
+            for batch in torch.randperm(len(targets), generator=order, device="cpu").to(targets.device).split(size):
                 yield inputs[batch], targets[batch]
         return
     empty = True

@@ -73,7 +73,7 @@ def diagnose(P: Projection, seed: int = 0) -> Diagnosis:
         return torch.randn(size, generator=generator).to(P.device, P.dtype)
 
     count = min(P.d, SAMPLED_COLUMNS)
-    chosen = torch.randperm(P.d, generator=generator)[:count].to(P.device)
+    chosen = torch.randperm(P.d, generator=generator, device="cpu")[:count].to(P.device)
     columns = P(torch.nn.functional.one_hot(chosen, P.d).to(P.dtype))
     norms, cosines = columns.norm(dim=1), _cosines(columns)
     sampled = _rank(cosines)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
 import numpy as np
 
-from subspace_lib.checks import integer, positive
+from subspace_lib.checks import integer, mapping, positive
 from subspace_lib.checks import seed as checked_seed
 
 SEEDS_OF_AN_INTERVAL = 5
@@ -103,7 +103,8 @@ def intrinsic_dimension(
     Li et al. (2018), *Measuring the Intrinsic Dimension of Objective Landscapes*, section 2 (d_int90).
     """
     own = _baseline(baseline)
-    values = {integer("d", d, 1): _performances(f"the performance at d = {d}", curve[d]) for d in sorted(curve)}
+    given = {integer("d", d, 1): row for d, row in mapping("curve", curve).items()}
+    values = {d: _performances(f"the performance at d = {d}", given[d]) for d in sorted(given)}
     if not values:
         raise ValueError("an intrinsic dimension needs a baseline and at least one run at each d; the curve has no d")
     share, seed = positive("share", share), checked_seed("seed", seed)
@@ -192,6 +193,10 @@ def search_intrinsic_dimension(
 def _performances(what: str, given: Any) -> list[float]:
     """One number or several, as a list of finite floats."""
     given = given.tolist() if hasattr(given, "tolist") else given
+    if isinstance(given, Mapping | Set):
+        raise ValueError(
+            f"{what} is a {type(given).__name__}, allowed a sequence: one number a seed, in order of seeds"
+        )
     values = list(given) if isinstance(given, Iterable) and not isinstance(given, str) else [given]
     for value in values:
         if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):

@@ -16,7 +16,7 @@ from subspace_lib import checks
 from subspace_lib.data import Data, batches_of, is_pair
 from subspace_lib.memory import keep_freed_memory
 from subspace_lib.steps import Runs, State, device_of, modes_kept
-from subspace_lib.trial import try_out
+from subspace_lib.trial import check_alike, explained, try_out
 
 Schedule = Callable[[float], float]
 """From the share of all steps that is taken to a share of the learning rate."""
@@ -76,12 +76,24 @@ class Loop:
     on_epoch: Callable[[History], object] | None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.data, Data):
+            kind = type(self.data).__name__
+            raise TypeError(f"data must be a Data, got a {kind}; pass Data(train=(inputs, targets), val=None), say")
+        for label, function in (("schedule", self.schedule), ("on_epoch", self.on_epoch)):
+            if function is not None:
+                checks.function(label, function)
         self.epochs = checks.integer("epochs", self.epochs, 1)
         self.batch_size = checks.integer("batch_size", self.batch_size, 1)
         self.seed = checks.seed("seed", self.seed)
         self.patience = None if self.patience is None else checks.integer("patience", self.patience, 1)
+        if self.patience is not None and self.data.val is None:
+            raise ValueError(
+                f"patience = {self.patience} waits for a lower validation loss, but data.val is None; "
+                "give validation data, or leave patience out"
+            )
         if is_pair(self.data.train) and self.batch_size > (n := len(self.data.train[1])):
             raise ValueError(f"batch_size = {self.batch_size} is larger than the training set of {n}; use at most {n}")
+        self.kind: list[object] | None = None
         self.order = torch.Generator().manual_seed(self.seed)
 
     def device(self, model: nn.Module) -> torch.device:
@@ -107,7 +119,9 @@ class Loop:
             for i, state in enumerate(best):
                 runs.restore(i, state)
         if self.data.test is not None:
-            for history, (loss, metric) in zip(histories, runs.evaluate(self.data.test), strict=True):
+            with explained(runs, "the test set"):
+                measured = runs.evaluate(self.data.test)
+            for history, (loss, metric) in zip(histories, measured, strict=True):
                 history.test_loss, history.test_accuracy = loss, None if runs.metric is None else metric
         if any(math.isnan(history.test_loss or 0) for history in histories):
             warnings.warn("the test loss is nan: look for infinite or missing values in the test data", stacklevel=4)
@@ -130,6 +144,7 @@ class Loop:
                 bar.set_postfix(val_loss=f"{min(histories[i].val_loss[-1] for i in going):.4g}")
             for i in tuple(going):
                 if self.on_epoch is not None:
+                    runs.show(i)
                     self.on_epoch(histories[i])
                 if _improved(histories[i]):
                     best[i] = runs.state(i)
@@ -146,7 +161,9 @@ class Loop:
         for inputs, targets in batches_of(self.data.train, self.batch_size, device, self.order):
             if self.schedule is not None:
                 runs.set_rate(self._share(self.schedule, epoch, steps))
-            total += runs.step(inputs, targets) * len(targets)
+            with explained(runs, f"batch {steps + 1} of epoch {epoch + 1}"):
+                self.kind = check_alike(inputs, targets, self.kind)
+                total += runs.step(inputs, targets) * len(targets)
             rows += len(targets)
             steps += 1
         return [one / rows for one in total.tolist()], steps
@@ -154,7 +171,12 @@ class Loop:
     def _share(self, schedule: Schedule, epoch: int, steps: int) -> float:
         """What the schedule makes of the learning rate at a step."""
         train = self.data.train
-        each = math.ceil(len(train[1]) / self.batch_size) if is_pair(train) else len(train)
+        try:
+            each = math.ceil(len(train[1]) / self.batch_size) if is_pair(train) else len(train)
+        except TypeError as error:
+            raise TypeError(
+                f"a schedule needs to know how many batches an epoch has, and train cannot say: {error}"
+            ) from None
         share = checks.number("schedule(done)", schedule(min((epoch + steps / each) / self.epochs, 1.0)))
         if not 0 <= share < math.inf:
             raise ValueError(f"schedule must give a share of lr, 0 or more, got {share} in epoch {epoch + 1}")
@@ -163,7 +185,8 @@ class Loop:
     def _validate(self, runs: Runs, histories: list[History], going: list[int]) -> None:
         """Write down loss and metric of the runs that are still going."""
         if self.data.val is not None:
-            measured = runs.evaluate(self.data.val)
+            with explained(runs, "the validation set"):
+                measured = runs.evaluate(self.data.val)
             for i in going:
                 histories[i].val_loss.append(measured[i][0])
                 if runs.metric is not None:

@@ -58,7 +58,12 @@ def trained(net: nn.Module, P: Projection) -> dict[str, nn.Parameter]:
             raise ValueError(f"the weight {name!r} was made in inference mode; make the network outside of it")
         if not p.is_floating_point():
             raise ValueError(f"the weight {name!r} is {p.dtype}, but P moves real numbers; freeze it")
-        if p.device != P.device or torch.promote_types(p.dtype, P.dtype) != P.dtype:
+        if type(p.data) is not Tensor:
+            raise ValueError(
+                f"the weight {name!r} is a {type(p.data).__name__}, and P moves ordinary tensors; "
+                "make P for the network before it is sharded or quantised, or freeze the weight"
+            )
+        if p.device != P.device or not _holds(P.dtype, p.dtype):
             raise ValueError(
                 f"P is {P.dtype} on {P.device} but a weight is {p.dtype} on {p.device} ({name!r}); "
                 "bring both to one device with .to(), and P to a type that holds the weight's"
@@ -71,6 +76,14 @@ def trained(net: nn.Module, P: Projection) -> dict[str, nn.Parameter]:
             )
     _refuse_shared_memory(weights)
     return weights
+
+
+def _holds(dtype: torch.dtype, other: torch.dtype) -> bool:
+    """Whether every number of the ``other`` type is one of ``dtype``."""
+    try:
+        return torch.promote_types(dtype, other) == dtype
+    except RuntimeError:  # eight bits are promoted to nothing
+        return False
 
 
 def flat(weights: Iterable[Tensor], dtype: torch.dtype) -> Tensor:
@@ -104,7 +117,7 @@ def copied(net: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
             raise ValueError(f"{name or type(net).__name__!r} is TorchScript, which cannot be taken apart; {_INSTEAD}")
         for attribute, value in vars(module).items():
             for part in _parts(value):
-                if isinstance(part, Tensor) and not part.is_leaf:
+                if isinstance(part, Tensor) and not (part.is_leaf and part.layout is torch.strided):
                     memo.setdefault(id(part), part.detach().clone())
                 elif inspect.isfunction(part) and any(
                     isinstance(held, nn.Module | nn.Parameter) and (held in modules or isinstance(held, nn.Parameter))
@@ -158,8 +171,15 @@ def filled(net: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
             stands.append((module, attribute, stand))
             module._parameters[attribute] = weight  # type: ignore[assignment]
     _refresh(module for module, _, _ in stands)
+    placed = [module._parameters[attribute] for module, attribute, _ in stands]
     try:
         yield
+        for (module, attribute, _), given in zip(stands, placed, strict=True):
+            if module._parameters.get(attribute) is not given:
+                raise ValueError(
+                    f"the forward pass replaces the weight {attribute!r} of a {type(module).__name__}, "
+                    "so that no optimiser would move it; give what it computes another name"
+                )
     finally:
         for module, attribute, stand in stands:
             module._parameters.pop(attribute, None)
@@ -202,10 +222,16 @@ def put(buffer: Tensor, value: Tensor) -> None:
         buffer.data = value.clone()
 
 
+def dense(tensor: Tensor) -> Tensor:
+    """The same numbers, none left out."""
+    return tensor if tensor.layout is torch.strided else tensor.to_dense()
+
+
 def reaches(output: Any, parameters: Iterable[Tensor | None]) -> bool:
     """Whether the gradient of an output of any structure would arrive at one of these parameters."""
     wanted = {id(p) for p in parameters if p is not None}
-    nodes = [t.grad_fn for t in tree_leaves(output) if isinstance(t, Tensor)]
+    leaves = [part for leaf in tree_leaves(output) for part in (leaf, *_parts(getattr(leaf, "__dict__", None)))]
+    nodes = [t.grad_fn for t in leaves if isinstance(t, Tensor)]
     seen: set[Any] = {None}
     while nodes:
         node = nodes.pop()
@@ -271,6 +297,8 @@ _HARMLESS |= {
     "is_neg",
     "_is_view",
     "is_inference",
+    "clone",
+    "copy_",
 }
 """What looking at it needs, as torch.compile does."""
 
@@ -322,4 +350,6 @@ def _refuse_shared_memory(weights: Mapping[str, Tensor]) -> None:
 
 def _span(tensor: Tensor) -> int:
     """From the first number of ``tensor`` to its last in memory; shorter than their count where they overlap."""
+    if tensor.layout is not torch.strided:
+        return tensor.numel()
     return 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable
 from operator import is_not
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from subspace_lib import checks
 from subspace_lib.networks import flat, trained
 from subspace_lib.projections import Projection
 from subspace_lib.projections.base import fingerprint, same_fingerprint
@@ -68,11 +71,12 @@ class SubspaceOptimizer(torch.optim.Optimizer):
         optimizer_class: Callable[..., torch.optim.Optimizer],
         **options: Any,
     ) -> None:
+        checks.function("optimizer_class", optimizer_class)
         weights = trained(net, P).values()
         self.net, self.P = net, P
         self.theta0 = flat(weights, P.dtype)
         self.z = nn.Parameter(self.theta0.new_zeros(P.d))
-        self._inner = optimizer_class([self.z], **options)
+        self._inner = _of_z(self.z, optimizer_class, options)
         super().__init__([self._inner.param_groups[0] | {"params": list(weights)}], self._inner.defaults)
         self.state = self._inner.state
         self._attach()
@@ -81,6 +85,8 @@ class SubspaceOptimizer(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step of z; a weight without a gradient counts as zero."""
+        if torch.is_inference_mode_enabled():
+            raise ValueError("a step in inference mode would spoil z for later steps; call step() outside of it")
         self._notice_changes()
         self._hand_over()
         if closure is None:
@@ -121,6 +127,7 @@ class SubspaceOptimizer(torch.optim.Optimizer):
             before(self)
         self._hand_over()
         marks = {"P": probe(self.P), "theta0": fingerprint(self.theta0), "theta": fingerprint(self._expected())}
+        self._inner.state = defaultdict(dict, {p: state for p, state in self.state.items() if p is self.z})
         state = self._inner.state_dict() | {"z": self.z.detach(), "subspace": marks}
         for after in self._optimizer_state_dict_post_hooks.values():
             state = after(self, state) or state
@@ -135,13 +142,18 @@ class SubspaceOptimizer(torch.optim.Optimizer):
         ValueError
             If the state is none of a ``SubspaceOptimizer``, or belongs to another P, d or theta0.
         """
-        state = dict(state_dict)
+        state = dict(checks.mapping("state_dict", state_dict))
         for before in self._optimizer_load_state_dict_pre_hooks.values():
             state = before(self, state) or state
         if missing := {"z", "subspace", "state", "param_groups"} - state.keys():
             raise ValueError(f"not the state of a SubspaceOptimizer: {sorted(missing)[0]!r} is missing in {[*state]}")
-        z, marks = state.pop("z"), state.pop("subspace")
+        z, marks = state.pop("z"), dict(checks.mapping("state_dict['subspace']", state.pop("subspace")))
         check_z(z, self.P)
+        if missing := {name for group in state["param_groups"] for name in self._inner.defaults.keys() - group.keys()}:
+            raise ValueError(
+                f"the state belongs to another optimiser than {type(self._inner).__name__}: it has no "
+                f"{sorted(missing)[0]!r}; make the one that it was saved from"
+            )
         if not same_fingerprint(marks["P"], probe(self.P)):
             raise ValueError(
                 "the state belongs to another P; draw P with the family, seed and options it was saved with"
@@ -187,6 +199,12 @@ class SubspaceOptimizer(torch.optim.Optimizer):
     def _attach(self) -> None:
         """Lay the weights into one theta, keep their values, and remember how the network looks."""
         self._parameters = dict(self.net.named_parameters())
+        for name, p in self._parameters.items():
+            if p.requires_grad and p.device.type == "cpu" and p.is_shared():
+                raise ValueError(
+                    f"the weight {name!r} lies in memory shared between processes, and would leave it; "
+                    "train a copy of the network, or share gradients instead, as DistributedDataParallel does"
+                )
         self._flags = [p.requires_grad for p in self._parameters.values()]
         self._weights = [p for p in self._parameters.values() if p.requires_grad]
         tables = [vars(m).get(name, {}) for m in self.net.modules() for name in ("_parameters", "_modules")]
@@ -305,8 +323,28 @@ class SubspaceOptimizer(torch.optim.Optimizer):
 _MADE = "this SubspaceOptimizer was made"
 
 
+def _of_z(
+    z: nn.Parameter, optimizer_class: Callable[..., torch.optim.Optimizer], options: dict[str, Any]
+) -> torch.optim.Optimizer:
+    """The optimiser of z, if it is one that can move a vector by dense gradients."""
+    options = {name: value.item() if isinstance(value, np.generic) else value for name, value in options.items()}
+    kind = getattr(optimizer_class, "__name__", type(optimizer_class).__name__)
+    try:
+        inner = optimizer_class([z], **options)
+    except ValueError as error:
+        raise ValueError(f"{kind} cannot be the optimiser of z, a vector of {len(z)} numbers: {error}") from error
+    if isinstance(inner, torch.optim.SparseAdam) or inner.defaults.get("differentiable"):
+        why = (
+            "its step is differentiable" if inner.defaults.get("differentiable") else "it takes sparse gradients alone"
+        )
+        raise ValueError(f"{kind} cannot be the optimiser of z: {why}; use torch.optim.Adam, say, as it is")
+    return inner
+
+
 def check_z(z: Tensor, P: Projection) -> None:
     """Refuse a z of another shape than P's."""
+    if not isinstance(z, Tensor):
+        raise TypeError(f"z must be a tensor of shape (d = {P.d},), got {type(z).__name__}")
     if z.shape != (P.d,):
         raise ValueError(f"z must have shape (d = {P.d},), got {tuple(z.shape)}")
 

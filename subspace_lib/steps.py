@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import inspect
 import math
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from subspace_lib import checks
 from subspace_lib.data import batches_of
+from subspace_lib.networks import put
 from subspace_lib.subspace import SubspaceModel
 
 Measure = Callable[[Any, Tensor], Any]
 """A loss or a metric: from the network's outputs on a batch and its targets to the mean over the batch."""
 
 State = dict[str, Tensor]
+
+_OPTIONAL = inspect.Parameter("closure", inspect.Parameter.KEYWORD_ONLY, default=None)
 
 
 def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -46,11 +52,22 @@ class Runs(ABC):
     def __init__(
         self, net: nn.Module, loss: Measure, metric: Measure | None, optimizer: torch.optim.Optimizer | None = None
     ) -> None:
+        checks.function("loss", loss)
+        if metric is not None:
+            checks.function("metric", metric)
         self.net = net
         self.loss = loss
-        self.metric = accuracy if metric is None and loss is F.cross_entropy else metric
+        self.metric = accuracy if metric is None and is_cross_entropy(loss) else metric
         self.resting = [module for module in net.modules() if net.training and not module.training]
         if optimizer is not None:
+            if isinstance(loss, nn.Module) and any(p.requires_grad for p in loss.parameters()):
+                raise ValueError(f"{type(loss).__name__} has weights of its own, which nothing trains; freeze them")
+            inner = getattr(optimizer, "_inner", optimizer)
+            if inspect.signature(inner.step).parameters.get("closure", _OPTIONAL).default is inspect.Parameter.empty:
+                raise ValueError(
+                    f"{type(inner).__name__} evaluates the loss several times a step, which fit does not; give its "
+                    "step a closure in a loop of your own, where SubspaceOptimizer takes one as well"
+                )
             self.optimizer = optimizer
             self.rates = [group["lr"] for group in optimizer.param_groups]
 
@@ -69,6 +86,9 @@ class Runs(ABC):
     @abstractmethod
     def restore(self, i: int, state: State) -> None:
         """Put run i, and the model that was given, where ``state`` found it."""
+
+    def show(self, i: int) -> None:  # noqa: B027
+        """Let the model that was given stand where run i is now, if it is not what is trained."""
 
     def step(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """One step of every run on one batch; gives the loss of each."""
@@ -93,10 +113,9 @@ class Runs(ABC):
         """Mean loss and metric of every run in evaluation mode; the metric is nan where there is none, or no loss."""
 
         def both(outputs: Any, targets: Tensor) -> Tensor:
-            check_outputs(self.loss, outputs)
-            loss = self.loss(outputs, targets)
+            loss = loss_of(self.loss, outputs, targets)
             metric = math.nan if self.metric is None else self.metric(outputs, targets)
-            return torch.stack([torch.as_tensor(one, device=targets.device).double() for one in (loss, metric)])
+            return torch.stack([one_number(one, targets.device) for one in (loss, metric)])
 
         total, count = torch.zeros(self.count, 2, dtype=torch.float64, device=(device := device_of(self.net))), 0
         with modes_kept(self.net):
@@ -134,7 +153,7 @@ class One(Runs):
     def restore(self, i: int, state: State) -> None:
         for name, tensor in self.changing().items():
             if name in state:
-                tensor.copy_(state[name])
+                put(tensor, state[name])
 
 
 class OneSubspace(One):
@@ -156,7 +175,10 @@ class OneSubspace(One):
     def restore(self, i: int, state: State) -> None:
         super().restore(i, state)
         self.subspace.set_z(state[""])
-        self.model.take(self.subspace.z, self.net)
+        self.show(i)
+
+    def show(self, i: int) -> None:
+        self.model.take(self.subspace.z.detach(), self.net)
 
 
 class SideBySide(Runs):
@@ -171,7 +193,8 @@ class SideBySide(Runs):
         rates: Sequence[float],
     ) -> None:
         groups = [{"params": [model.z], "lr": rate} for model, rate in zip(models, rates, strict=True)]
-        optimizer = optimizer_class(groups, lr=rates[0], **fused(optimizer_class))
+        checks.function("optimizer_class", optimizer_class)
+        optimizer = optimizer_class(groups, lr=rates[0], **fused(optimizer_class, [model.z for model in models]))
         super().__init__(copy.deepcopy(models[0].net), loss, metric, optimizer)
         self.models, self.count = models, len(models)
         self.theta0 = torch.stack([model.theta0 for model in models])
@@ -213,8 +236,13 @@ class SideBySide(Runs):
         model.z.grad = None
         for name, buffer in self.buffers.items():
             buffer[i] = state[name]
-            model.net.get_buffer(name).copy_(state[name])
+        self.show(i)
         self._write(i)
+
+    @torch.no_grad()
+    def show(self, i: int) -> None:
+        for name, buffer in self.buffers.items():
+            self.models[i].net.get_buffer(name).copy_(buffer[i])
 
     @torch.no_grad()
     def _write(self, i: int) -> None:
@@ -255,29 +283,60 @@ def types_explained(net: nn.Module, inputs: Tensor) -> Iterator[None]:
         ) from error
 
 
-def check_outputs(loss: Measure, outputs: Any) -> None:
-    """Refuse outputs that cross-entropy does not take.
-
-    Raises
-    ------
-    TypeError
-        If they are no tensor.
-    """
-    if loss is F.cross_entropy and not isinstance(outputs, Tensor):
-        raise TypeError(
-            f"the network gives a {type(outputs).__name__}, and cross_entropy takes a tensor of scores; "
-            "pass loss=, a function of (outputs, targets)"
-        )
-
-
 def device_of(net: nn.Module) -> torch.device:
     """The device of a network's first tensor; the CPU's for one without."""
     return next((tensor.device for tensor in (*net.parameters(), *net.buffers())), torch.device("cpu"))
 
 
-def fused(optimizer_class: Callable[..., torch.optim.Optimizer]) -> dict[str, bool]:
+def fused(optimizer_class: Callable[..., torch.optim.Optimizer], parameters: Iterable[Tensor]) -> dict[str, bool]:
     """The keyword that makes an optimiser one operation, where it has one."""
-    return {"fused": True} if optimizer_class in (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD) else {}
+    has_one = optimizer_class in (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
+    return {"fused": True} if has_one and all(p.is_floating_point() for p in parameters) else {}
+
+
+def is_cross_entropy(loss: Measure) -> bool:
+    """Whether the loss is PyTorch's, as a function or as a module."""
+    return loss is F.cross_entropy or isinstance(loss, nn.CrossEntropyLoss)
+
+
+def loss_of(loss: Measure, outputs: Any, targets: Tensor) -> Any:
+    """The loss; in words of ours if it does not take such outputs, or would stretch them to the targets' shape.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If that is so.
+    """
+    kind = type(outputs).__name__
+    if is_cross_entropy(loss) and not isinstance(outputs, Tensor):
+        raise TypeError(
+            f"the network gives a {kind}, and cross_entropy takes a tensor of scores; "
+            "pass loss=, a function of (outputs, targets)"
+        )
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", "Using a target size")
+            return loss(outputs, targets)
+    except (TypeError, AttributeError) as error:
+        if isinstance(outputs, Tensor):
+            raise
+        raise TypeError(f"the network gives a {kind}, and the loss does not take it ({error}); pass another") from error
+    except UserWarning:
+        raise ValueError(
+            f"outputs have shape {tuple(outputs.shape)} and targets {tuple(targets.shape)} for {len(targets)} rows; "
+            "give both one shape"
+        ) from None
+
+
+def one_number(value: Any, device: torch.device) -> Tensor:
+    """What a loss or a metric gave, in float64."""
+    try:
+        number = torch.as_tensor(value, device=device).double()
+    except (TypeError, RuntimeError, ValueError):
+        number = torch.empty(0)
+    if number.ndim:
+        raise TypeError(f"a loss or metric gives {value!r}, allowed one number: the mean over the batch")
+    return number
 
 
 def laid_out(images: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import weakref
 from collections.abc import Callable, Iterable
@@ -17,6 +18,7 @@ from subspace_lib.checkpoint import CheckpointError
 from subspace_lib.networks import (
     copied,
     count_parameters,
+    dense,
     emptied,
     filled,
     flat,
@@ -35,6 +37,12 @@ __all__ = ["SubspaceModel", "SubspaceOptimizer", "count_parameters"]
 
 _DRAWING = threading.RLock()
 """Held while a theta0 is drawn: torch has one generator for all threads."""
+_FILLING = threading.RLock()
+"""Held while weights stand in a network for a forward pass: threads that share a model would take them away."""
+_IN_PLACE = (
+    "the forward pass changes weights in place, and the next one computes them anew from z; "
+    "change copies of them, or the input"
+)
 
 
 class SubspaceModel(nn.Module):
@@ -111,9 +119,19 @@ class SubspaceModel(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The network's output at theta."""
-        weights = self.cut(self.theta())
-        with filled(self.net, {name: self._value(name, weights) for name in self._order}):
-            output = self.net(*args, **kwargs)
+        theta = self.theta()
+        version = _version(theta)
+        try:
+            with contextlib.nullcontext() if torch.compiler.is_compiling() else _FILLING:
+                weights = self.cut(theta)
+                with filled(self.net, {name: self._value(name, weights) for name in self._order}):
+                    output = self.net(*args, **kwargs)
+        except RuntimeError as error:
+            if _version(theta) != version:
+                raise ValueError(_IN_PLACE) from error
+            raise
+        if _version(theta) != version:
+            raise ValueError(_IN_PLACE)
         if self._originals and torch.is_grad_enabled() and not torch.compiler.is_compiling():
             if reaches(output, [original() for original in self._originals]):
                 raise ValueError(
@@ -173,6 +191,12 @@ class SubspaceModel(nn.Module):
         seeded = self.theta0_seed is not None
         beside = kept(self.net)
         made = [name for name, t in beside.items() if seeded and self._made.get(name) == checkpoint.checksum({"": t})]
+        for name in beside.keys() - set(made):
+            if beside[name].layout is not torch.strided:
+                raise ValueError(
+                    f"cannot save the buffer {name!r}, which is sparse; keep it dense, or register it with "
+                    "persistent=False and let the factory make it"
+                )
         tensors = {f"buffer.{name}": tensor for name, tensor in beside.items() if name not in made} | {"z": self.z}
         if made:
             tensors["made"] = _marks(beside[name] for name in made)
@@ -263,8 +287,10 @@ class SubspaceModel(nn.Module):
 
     def _take_beside(self, about: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         """Take buffers, frozen weights and extra state out of the file; check those that the factory made."""
-        made = tensors.pop("made", torch.empty(0, 3))
+        made = tensors.pop("made", torch.empty(0, 3, device="cpu"))
         beside = kept(self.net)
+        for name, (module, attribute) in _empty_places(self.net).items():
+            module._buffers[attribute] = tensors.pop(f"buffer.{name}", None)
         absent = [name for name in beside if f"buffer.{name}" not in tensors]
         if made.shape != (len(absent), 3):
             raise CheckpointError(f"was saved from another architecture: it has not the buffers {absent}")
@@ -290,7 +316,7 @@ class SubspaceModel(nn.Module):
 
     def get_extra_state(self) -> Tensor:
         """A mark of P, which ``load_state_dict`` compares: z means nothing without its P."""
-        return torch.tensor(probe(self.P), dtype=torch.float64)
+        return torch.tensor(probe(self.P), dtype=torch.float64, device="cpu")
 
     def set_extra_state(self, state: Tensor) -> None:
         """Nothing to set: the mark was compared before anything was loaded."""
@@ -329,9 +355,14 @@ _NOT_THE_SAME = (
 
 
 def _draw(factory: Callable[[], nn.Module], seed: int) -> nn.Module:
-    with _DRAWING, torch.random.fork_rng(devices=[]):
+    with _DRAWING, torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.manual_seed(seed)
         return factory()
+
+
+def _version(theta: Tensor) -> int:
+    """How often theta was changed in place; 0 where nobody counts."""
+    return 0 if torch.compiler.is_compiling() or theta.is_inference() else theta._version
 
 
 def _layout(net: nn.Module) -> list[str]:
@@ -340,8 +371,18 @@ def _layout(net: nn.Module) -> list[str]:
 
 def _marks(tensors: Iterable[Tensor]) -> Tensor:
     """A fingerprint of each tensor, of shape (tensors, 3)."""
-    real = (torch.view_as_real(tensor) if tensor.is_complex() else tensor for tensor in tensors)
-    return torch.tensor([fingerprint(tensor) for tensor in real], dtype=torch.float64).view(-1, 3)
+    real = (torch.view_as_real(tensor) if tensor.is_complex() else tensor for tensor in map(dense, tensors))
+    return torch.tensor([fingerprint(tensor) for tensor in real], dtype=torch.float64, device="cpu").view(-1, 3)
+
+
+def _empty_places(net: nn.Module) -> dict[str, tuple[nn.Module, str]]:
+    """The buffers that are registered as None, to be filled later."""
+    return {
+        f"{prefix}.{name}" if prefix else name: (module, name)
+        for prefix, module in net.named_modules()
+        for name, buffer in module._buffers.items()
+        if buffer is None
+    }
 
 
 def _with_extra_state(net: nn.Module) -> dict[str, nn.Module]:

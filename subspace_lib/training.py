@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from numbers import Real
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,8 @@ from subspace_lib.data import Data
 from subspace_lib.loop import History, Loop, Schedule
 from subspace_lib.memory import explained_when_full
 from subspace_lib.steps import Measure, One, OneSubspace, Runs, SideBySide, accuracy, fused
-from subspace_lib.subspace import SubspaceModel
+from subspace_lib.subspace import SubspaceModel, count_parameters
+from subspace_lib.trial import explained
 
 __all__ = ["DivergedError", "History", "accuracy", "evaluate", "fit", "fit_many"]
 
@@ -116,15 +117,14 @@ def fit(
     True
     """
     loop = Loop(data, epochs, seed, batch_size, patience, schedule, progress, on_epoch)
-    options: dict[str, Any] = {"lr": (lr := checks.positive("lr", lr)), **fused(optimizer_class)}
-    model.to(loop.device(model))
+    _check_trainable(model)
+    parameters = [p for p in model.to(loop.device(model)).parameters() if p.requires_grad]
+    options: dict[str, Any] = {"lr": (lr := checks.positive("lr", lr)), **fused(optimizer_class, parameters)}
     runs: Runs
     if isinstance(model, SubspaceModel):
         runs = OneSubspace(model, loss, metric, optimizer_class, **options)
     else:
-        parameters = [p for p in model.parameters() if p.requires_grad]
-        if not parameters:
-            raise ValueError(f"{type(model).__name__} has no trainable parameter; there is nothing to fit")
+        checks.function("optimizer_class", optimizer_class)
         runs = One(model, loss, metric, optimizer_class(parameters, **options))
     (history,) = loop.run(runs)
     if history.diverged:
@@ -184,7 +184,17 @@ def fit_many(
         If there is no model, architectures differ, the numbers of models and rates differ, ``torch.vmap`` cannot run
         the network (recurrent layers, branches on its own numbers), or as ``fit`` does.
     """
-    rates = [lr] * len(models) if isinstance(lr, Real) else list(cast(Sequence[float], lr))
+    if isinstance(models, nn.Module):
+        raise TypeError(f"models must be a sequence of SubspaceModels, got one {type(models).__name__}; use fit for it")
+    models = list(models)
+    for model in models:
+        if not isinstance(model, SubspaceModel):
+            raise TypeError(f"fit_many trains SubspaceModels, got a {type(model).__name__}; use fit for it")
+        _check_trainable(model)
+    if len(set(map(id, models))) < len(models):
+        raise ValueError("one model stands there twice; fit_many needs a model for each run: copy.deepcopy(model)")
+    given: Any = lr.tolist() if hasattr(lr, "tolist") else lr
+    rates: list[Any] = [given] * len(models) if isinstance(given, Real) else list(given)
     if not models or len(rates) != len(models):
         raise ValueError(f"got {len(models)} models and {len(rates)} learning rates; give one rate, or one a model")
     rates = [checks.positive("lr", rate) for rate in rates]
@@ -226,4 +236,14 @@ def evaluate(
     True
     """
     rows = inputs if targets is None else (inputs, targets)
-    return One(net, loss, metric).evaluate(rows, checks.integer("batch_size", batch_size, 1))[0]
+    runs = One(net, loss, metric)
+    with explained(runs, "evaluation"):
+        return runs.evaluate(rows, checks.integer("batch_size", batch_size, 1))[0]
+
+
+def _check_trainable(model: nn.Module) -> None:
+    """Refuse what is no network, and a network in which there is nothing to fit."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a network, got a {type(model).__name__}")
+    if not count_parameters(model):
+        raise ValueError(f"{type(model).__name__} has no trainable parameter; there is nothing to fit")

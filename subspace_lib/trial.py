@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import warnings
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from subspace_lib.data import Data, first_batch, is_pair
-from subspace_lib.steps import Measure, Runs, SideBySide, check_outputs, device_of, modes_kept
+from subspace_lib.steps import Measure, Runs, SideBySide, device_of, is_cross_entropy, loss_of, modes_kept
 
 IGNORED = -100
 """The class that PyTorch's cross-entropy leaves out by default."""
@@ -30,60 +30,78 @@ def try_out(runs: Runs, data: Data, batch_size: int) -> None:
     states = [runs.state(i) for i in range(runs.count)]
     devices = [inputs.device] if inputs.device.type == "cuda" else []
     try:
-        with modes_kept(runs.net), torch.random.fork_rng(devices=devices):
+        with (
+            modes_kept(runs.net),
+            torch.random.fork_rng(devices=devices),
+            explained(runs, "a batch that was tried", batch_size),
+        ):
             runs.train()
-            runs.pull(runs.each(lambda outputs, y: _checked_loss(runs.loss, outputs, y, data), inputs, targets))
+            runs.optimizer.zero_grad()
+            losses = runs.each(lambda outputs, y: _checked_loss(runs.loss, outputs, y, data), inputs, targets)
+            if losses.requires_grad:
+                runs.pull(losses)
+            if all(p.grad is None for group in runs.optimizer.param_groups for p in group["params"]):
+                raise ValueError(
+                    "no weight has a gradient: the loss does not depend on any weight that is trained; look for "
+                    "detach(), .data and torch.no_grad() in the network and around the call"
+                )
             runs.evaluate((inputs, targets))
-    except torch.OutOfMemoryError:
-        raise
-    except (RuntimeError, ValueError) as error:
-        raise _explained(error, runs, inputs, batch_size) from error
     finally:
         runs.optimizer.zero_grad()
         for i, state in enumerate(states):
             runs.restore(i, state)
 
 
-def _explained(error: Exception, runs: Runs, inputs: Tensor, batch_size: int) -> Exception:
-    """The error in words of ours, where they help."""
-    said = str(error).strip().splitlines()[0]
-    if len(inputs) == 1 and "more than 1" in said:
-        return ValueError(
-            f"batch_size = {batch_size} leaves one row for the last batch: {said}; take another batch_size"
+def check_alike(inputs: Tensor, targets: Tensor, first: list[object] | None) -> list[object]:
+    """The type of the targets and the numbers of axes of a batch, if they are those of the first one."""
+    kind = [inputs.ndim, targets.dtype, targets.ndim]
+    if first is not None and kind != first:
+        raise ValueError(
+            f"inputs have shape {tuple(inputs.shape)} and targets {targets.dtype} of shape {tuple(targets.shape)}, but "
+            f"in the first batch inputs had {first[0]} axes and targets, {first[1]}, {first[2]}; make all batches alike"
         )
-    if isinstance(error, ValueError):
-        return error
-    if isinstance(runs, SideBySide):
-        return ValueError(f"fit_many cannot run this {type(runs.net).__name__} side by side; use fit for each: {said}")
-    return error
+    return kind
+
+
+@contextlib.contextmanager
+def explained(runs: Runs, what: str, batch_size: int | None = None) -> Iterator[None]:
+    """Raise the errors of network, loss and metric in words of ours, where they help."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, UnicodeError):
+        raise
+    except (RuntimeError, ValueError, IndexError) as error:
+        said = str(error).strip().split("\n")[0]
+        if "more than 1" in said and "channel" in said:
+            size = "" if batch_size is None else f"batch_size = {batch_size} leaves one row for the last batch: "
+            raise ValueError(f"{what}: {size}{said}; take another batch_size, or drop_last=True in a loader") from error
+        if isinstance(error, ValueError):
+            raise
+        if isinstance(runs, SideBySide):
+            kind_of_net = type(runs.net).__name__
+            raise ValueError(
+                f"fit_many cannot run this {kind_of_net} side by side; use fit for each: {said}"
+            ) from error
+        if "memory" in said:
+            raise
+        raise ValueError(
+            f"{what} does not go through network and loss: {said}; look at its shapes, types and labels, "
+            "and at what the optimiser takes"
+        ) from error
 
 
 def _checked_loss(loss: Measure, outputs: Any, targets: Tensor, data: Data) -> Tensor:
     """The loss of a batch, if it is one number of outputs and targets that belong together."""
-    check_outputs(loss, outputs)
-    if loss is F.cross_entropy:
-        _check_classes(outputs, data)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("error", "Using a target size")
-            value: Tensor = loss(outputs, targets)
-    except (TypeError, AttributeError) as error:
-        if isinstance(outputs, Tensor):
-            raise
-        kind = type(outputs).__name__
-        raise TypeError(f"the network gives a {kind}, and the loss does not take it ({error}); pass another") from error
-    except UserWarning:
-        raise ValueError(
-            f"outputs have shape {tuple(outputs.shape)} and targets {tuple(targets.shape)} for {len(targets)} rows; "
-            "give both one shape"
-        ) from None
+    if is_cross_entropy(loss) and isinstance(outputs, Tensor):
+        _check_classes(outputs, data, getattr(loss, "ignore_index", IGNORED))
+    value: Tensor = loss_of(loss, outputs, targets)
     if not isinstance(value, Tensor) or value.ndim:
         what = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
         raise TypeError(f"the loss gives {what}, allowed a tensor of one number: the mean over the batch")
     return value
 
 
-def _check_classes(outputs: Tensor, data: Data) -> None:
+def _check_classes(outputs: Tensor, data: Data, ignored: int) -> None:
     """Refuse labels that the network has no output for; on a GPU they would end the whole process."""
     for part, (_, targets) in data.pairs().items():
         words = f"{part} labels are {targets.dtype} of shape {tuple(targets.shape)}, outputs {tuple(outputs.shape)}"
@@ -100,7 +118,7 @@ def _check_classes(outputs: Tensor, data: Data) -> None:
                 "loss=lambda outputs, targets: F.cross_entropy(outputs.flatten(0, 1), targets.flatten())"
             )
         classes = outputs.shape[1]
-        low, high = (int(limit) for limit in targets.where(targets != IGNORED, targets.max()).aminmax())
+        low, high = (int(limit) for limit in targets.where(targets != ignored, targets.max()).aminmax())
         if not 0 <= low <= high < classes:
             raise ValueError(
                 f"labels run from {low} to {high}, but the network has {classes} "

@@ -2,12 +2,23 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from subspace_lib import MLP, Data, DivergedError, SubspaceModel, count_parameters, fit, fit_many, make_projection
+from subspace_lib import (
+    MLP,
+    Data,
+    DivergedError,
+    SubspaceModel,
+    count_parameters,
+    evaluate,
+    fit,
+    fit_many,
+    make_projection,
+)
 from subspace_lib.networks import kept
 
 
@@ -95,6 +106,35 @@ def test_bad_input(data):
         fit_many([SubspaceModel(nn.Linear(8, 2), make_projection("dense", 18, 4))], data, epochs=1, lr=0.1)
     with pytest.raises(ValueError, match="lr must be a positive number, got -1"):
         fit_many(models(with_batch_norm, RUNS[:1]), data, epochs=1, lr=[-1])
+
+
+def test_what_are_no_models(data):
+    model = models(with_batch_norm, RUNS[:1])[0]
+    for wrong, words in (
+        (model, "models must be a sequence of SubspaceModels, got one SubspaceModel"),
+        ([nn.Linear(8, 3)], "fit_many trains SubspaceModels, got a Linear"),
+    ):
+        with pytest.raises(TypeError, match=words):
+            fit_many(wrong, data, epochs=1, lr=0.1)
+    with pytest.raises(ValueError, match="one model stands there twice"):
+        fit_many([model, model], data, epochs=1, lr=0.1)
+    with pytest.raises(ValueError, match="LBFGS evaluates the loss several times a step"):
+        fit_many([model], data, epochs=1, lr=0.1, optimizer_class=torch.optim.LBFGS)
+    assert not model.z.any()
+    with pytest.raises(ValueError, match="has no trainable parameter"):
+        fit_many([model.requires_grad_(False)], data, epochs=1, lr=0.1)
+
+
+def test_after_an_epoch_the_models_stand_where_training_stands(data):
+    pair, seen = models(with_batch_norm, RUNS[:2]), []
+    rates = np.array([0.02, 0.03])
+    histories = fit_many(
+        (model for model in pair), data, epochs=2, lr=rates,
+        on_epoch=lambda history: seen.append((history.val_loss[-1], [evaluate(m, *data.val)[0] for m in pair])),
+    )  # fmt: skip
+    for i, (loss, found) in enumerate(seen):
+        assert found[i % 2] == pytest.approx(loss, rel=1e-4)
+    assert len(histories) == 2
 
 
 def alike(make, count=2, d=6):

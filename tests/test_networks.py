@@ -1,6 +1,7 @@
 """Networks of every kind: SubspaceModel does with them what they do themselves, or says that it cannot."""
 
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -235,3 +236,127 @@ def test_a_state_of_another_P_is_refused_before_anything_is_loaded():
         two.load_state_dict(one.state_dict())
     assert not two.z.any()
     one.load_state_dict(one.state_dict())
+
+
+class ClampsItself(Net):
+    def forward(self, x):
+        with torch.no_grad():
+            self.a.weight.clamp_(-0.1, 0.1)
+        return super().forward(x)
+
+
+class ClampsLast(Net):
+    def forward(self, x):
+        output = super().forward(x).detach()
+        with torch.no_grad():
+            self.a.weight.clamp_(-0.1, 0.1)
+        return output
+
+
+class ReplacesAWeight(Net):
+    def forward(self, x):
+        self.a.weight = nn.Parameter(0.9 * self.a.weight)
+        return super().forward(x)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [(ClampsItself, "in place"), (ClampsLast, "in place"), (ReplacesAWeight, "replaces the weight 'weight'")],
+)
+def test_weights_that_a_forward_pass_changes_are_not_lost_in_silence(make, words):
+    net = make()
+    model = SubspaceModel(net, make_projection("one_hot", count_parameters(net), 5))
+    with pytest.raises(ValueError, match=words):
+        model(X)
+    assert [name for name, _ in model.merge().named_parameters()] == [name for name, _ in net.named_parameters()]
+
+
+def test_outputs_in_an_object_are_looked_into():
+    class Output:
+        def __init__(self, scores):
+            self.scores = scores
+
+    class Elsewhere(Net):
+        def prepare(self):
+            self.reference = weakref.ref(self.a.weight)
+
+        def forward(self, x):
+            return Output(self.b(F.linear(x, self.reference())))
+
+    net = Elsewhere()
+    with pytest.raises(ValueError, match="SubspaceOptimizer trains the network itself"):
+        SubspaceModel(net, make_projection("one_hot", count_parameters(net), 5))(X)
+
+
+def test_threads_share_a_model():
+    net = nn.Sequential(*[nn.Linear(60, 60) for _ in range(6)])
+    model = SubspaceModel(net, make_projection("one_hot", count_parameters(net), 5))
+    x = torch.randn(200, 60)
+    expected = model(x)
+    with ThreadPoolExecutor(3) as pool:
+        for output in pool.map(lambda _: model(x), range(40)):
+            torch.testing.assert_close(output, expected)
+
+
+def test_an_average_of_a_model_is_a_model():
+    net = Net()
+    model = SubspaceModel(net, make_projection("one_hot", count_parameters(net), 5))
+    average = torch.optim.swa_utils.AveragedModel(model)
+    for value in (1.0, 3.0):
+        with torch.no_grad():
+            model.z.fill_(value)
+        average.update_parameters(model)
+    assert torch.equal(average.module.z, torch.full((5,), 2.0))
+    torch.testing.assert_close(average(X), average.module.merge()(X))
+
+
+@pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr])
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support")
+def test_sparse_buffers(layout, tmp_path):
+    class Graph(Net):
+        def prepare(self):
+            self.register_buffer("edges", torch.eye(16).to_sparse(layout=layout))
+
+        def forward(self, x):
+            return self.b(self.edges @ self.a(x) if len(x) == 16 else self.a(x))
+
+    P = make_projection("one_hot", count_parameters(Graph()), 5)
+    model = SubspaceModel.from_seed(Graph, P, 0)
+    data = Data(train=(X, X[:, :3].argmax(1)), val=(X, X[:, :3].argmax(1)))
+    fit(model, data, epochs=2, lr=0.1, batch_size=16)
+    torch.testing.assert_close(model.merge()(X), model(X))
+    model.save(tmp_path / "rebuilt")
+    torch.testing.assert_close(SubspaceModel.load(tmp_path / "rebuilt", Graph)(X), model(X))
+    with pytest.raises(ValueError, match="cannot save the buffer 'edges', which is sparse"):
+        SubspaceModel(Graph(), P).save(tmp_path / "written")
+
+
+def test_buffers_that_grow_or_appear_train_and_are_saved(tmp_path):
+    class Remembers(Net):
+        def prepare(self):
+            self.register_buffer("seen", torch.zeros(0), persistent=False)
+            self.register_buffer("first", None)
+
+        def forward(self, x):
+            self.seen = torch.cat([self.seen, x[:1, 0]])
+            self.first = x[0].clone()
+            return super().forward(x)
+
+    P = make_projection("one_hot", count_parameters(Remembers()), 5)
+    model = SubspaceModel.from_seed(Remembers, P, 0)
+    data = Data(train=(X, X[:, :3].argmax(1)), val=(X, X[:, :3].argmax(1)))
+    fit(model, data, epochs=2, lr=0.1, batch_size=8)
+    model.save(tmp_path / "file")
+    assert torch.equal(SubspaceModel.load(tmp_path / "file", Remembers).net.first, model.net.first)
+
+
+def test_the_default_device_has_no_influence(tmp_path):
+    model = SubspaceModel.from_seed(Net, make_projection("one_hot", 63, 5), 0)
+    data = Data(train=(X, X[:, :3].argmax(1)), val=None)
+    with torch.device("meta"):
+        again = SubspaceModel.from_seed(Net, make_projection("one_hot", 63, 5), 0)
+        fit(again, data, epochs=1, lr=0.1, batch_size=8)
+        again.save(tmp_path / "file")
+        again = SubspaceModel.load(tmp_path / "file", Net)
+    fit(model, data, epochs=1, lr=0.1, batch_size=8)
+    assert torch.equal(again.theta(), model.theta())

@@ -4,6 +4,7 @@ import copy
 import math
 import pickle
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -405,3 +406,82 @@ def test_what_cannot_be_moved_is_refused():
             setting(net=net, d=2)
     with pytest.raises(ValueError, match="run one batch through the network first"):
         count_parameters(nn.LazyLinear(3))
+
+
+def test_looking_at_the_state_of_a_weight_leaves_no_trace():
+    net, optimizer = setting()
+    step(net, optimizer)
+    for p in net.parameters():
+        assert optimizer.state[p] == {}
+    assert list(optimizer.state_dict()["state"]) == [0]
+    copy.deepcopy((net, optimizer))
+    step(net, optimizer)
+
+
+@pytest.mark.parametrize(
+    ("saved", "wanted"), [(torch.optim.Adam, torch.optim.SGD), (torch.optim.SGD, torch.optim.RMSprop)]
+)
+def test_the_state_of_another_kind_of_optimiser_is_refused(saved, wanted):
+    _, _, state = trained(optimizer_class=saved)
+    with pytest.raises(ValueError, match=f"belongs to another optimiser than {wanted.__name__}: it has no"):
+        setting(optimizer_class=wanted)[1].load_state_dict(state["optimizer"])
+
+
+@pytest.mark.parametrize(
+    ("optimizer_class", "options", "words"),
+    [
+        ("adam", {}, "optimizer_class must be a function or a class, got 'adam'"),
+        (torch.optim.SparseAdam, {}, "SparseAdam cannot be the optimiser of z: it takes sparse gradients alone"),
+        (torch.optim.Adam, {"differentiable": True}, "its step is differentiable"),
+        (torch.optim.Adam, {"betas": (2.0, 0.9)}, "Adam cannot be the optimiser of z, a vector of 9 numbers: Invalid"),
+    ],
+)
+def test_what_cannot_move_z_is_refused(optimizer_class, options, words):
+    with pytest.raises((TypeError, ValueError), match=words):
+        setting(optimizer_class=optimizer_class, **options)
+
+
+@pytest.mark.parametrize("state", [None, [1], {"z": 1, "subspace": 2, "state": {}, "param_groups": []}])
+def test_what_is_no_state_is_refused(state):
+    with pytest.raises(TypeError, match=r"state_dict.* must be a dictionary"):
+        setting()[1].load_state_dict(state)
+
+
+def test_numbers_of_numpy_are_saved_as_numbers():
+    _, optimizer = setting(lr=np.float64(0.1))
+    assert type(optimizer.state_dict()["param_groups"][0]["lr"]) is float
+    with pytest.raises(TypeError, match="z must be a tensor"):
+        optimizer.set_z([0.0] * 9)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_memory_that_processes_share_is_not_left_in_silence(when):
+    net = net_of()
+    if when == "before":
+        net.share_memory()
+    with pytest.raises(ValueError, match="'0.weight' lies in memory shared between processes"):
+        net, optimizer = setting(net=net)
+        net.share_memory()
+        step(net, optimizer)
+
+
+def test_no_step_in_inference_mode():
+    net, optimizer = setting()
+    F.cross_entropy(net(X), Y).backward()
+    with torch.inference_mode(), pytest.raises(ValueError, match="in inference mode"):
+        optimizer.step()
+    optimizer.step()
+
+
+def test_weights_of_another_kind_of_tensor_are_refused():
+    class Sharded(torch.Tensor):
+        pass
+
+    net = nn.Linear(20, 3)
+    net.weight = nn.Parameter(net.weight.detach().as_subclass(Sharded))
+    with pytest.raises(ValueError, match="the weight 'weight' is a Sharded"):
+        setting(net=net)
+    net = net_of()
+    net[0].weight.data = net[0].weight.data.to(torch.float8_e4m3fn)
+    with pytest.raises(ValueError, match="P is torch.float32 on cpu but a weight is torch.float8_e4m3fn"):
+        setting(net=net)

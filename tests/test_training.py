@@ -469,6 +469,143 @@ def test_shapes_that_broadcast_are_refused():
         net = nn.Sequential(nn.Embedding(5, 8), nn.Linear(8, 5))
         fit(net, Data((tokens, tokens), None), epochs=1, lr=0.1, batch_size=2)
 
+    for rows in ((x, y[:, 0]), [(x, y[:, 0])]):
+        with pytest.raises(ValueError, match="give both one shape"):
+            fit(nn.Linear(1, 1), Data((x, y), rows), epochs=1, lr=0.1, batch_size=32, loss=F.mse_loss)
+    with pytest.raises(ValueError, match="give both one shape"):
+        evaluate(nn.Linear(1, 1), x, y[:, 0], loss=F.mse_loss)
+
+
+@pytest.mark.parametrize("part", ["train", "val", "test"])
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda x, y: (x, y + 3), "Target . is out of bounds"),
+        (lambda x, y: (x, y - 3), "Target -. is out of bounds"),
+        (lambda x, y: (x[:, :5], y), "shapes cannot be multiplied"),
+        (lambda x, y: (x, y.int()), r"expected .* Long|and targets torch.int32 of shape \(7,\)"),
+        (lambda x, y: (x.double(), y), "inputs are torch.float64, the weights torch.float32"),
+        (lambda x, y: (x, y[:, None]), r"multi-target|targets torch.int64 of shape \(7, 1\)"),
+    ],
+)
+def test_a_later_batch_that_does_not_fit_is_named(part, change, words):
+    good = [(x, y) for x, y in zip(*(one.split(7) for one in blobs(21)), strict=True)]
+    data = Data(**({"train": good, "val": None} | {part: [*good[:2], change(*good[2])]}))
+    where = {"train": "batch 3 of epoch 1", "val": "the validation set", "test": "the test set"}[part]
+    for make in (network, projected):
+        with pytest.raises((TypeError, ValueError), match=words) as raised:
+            fit(make(), data, epochs=2, lr=0.1)
+        assert any(place in str(raised.value) for place in (where, "in the first batch", "for instance x.float()"))
+    if part == "val":
+        with pytest.raises((TypeError, ValueError), match=words):
+            evaluate(network(), data.val)
+
+
+def test_a_later_batch_of_one_row_with_batch_norm_is_named(data):
+    x, y = blobs(33)
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), 16)
+    with pytest.raises(ValueError, match=r"batch 3 of epoch 1: Expected more than 1 value .* or drop_last=True"):
+        fit(projected(), Data(loader, None), epochs=1, lr=0.1)
+
+
+class Detached(nn.Linear):
+    def forward(self, x):
+        return super().forward(x).detach()
+
+
+class Unused(nn.Linear):
+    def forward(self, x):
+        return x[:, :3].clone().requires_grad_()
+
+
+@pytest.mark.parametrize("project", [lambda net: net, in_a_subspace])
+def test_what_trains_nothing_is_refused(project, data):
+    for net in (Detached(8, 3), Unused(8, 3)):
+        with pytest.raises(ValueError, match="no weight has a gradient"):
+            fit(project(net), data, epochs=1, lr=0.1)
+    with torch.no_grad(), pytest.raises(ValueError, match="no weight has a gradient"):
+        fit(project(network()), data, epochs=1, lr=0.1)
+    with pytest.raises(ValueError, match="has no trainable parameter"):
+        fit(project(network()).requires_grad_(False), data, epochs=1, lr=0.1)
+
+
+class Weighted(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(1.0))
+
+    def forward(self, outputs, targets):
+        return self.weight * F.cross_entropy(outputs, targets)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"optimizer_class": torch.optim.LBFGS}, "LBFGS evaluates the loss several times a step"),
+        ({"optimizer_class": "adam"}, "optimizer_class must be a function or a class, got 'adam'"),
+        ({"loss": "mse"}, "loss must be a function or a class, got 'mse'"),
+        ({"loss": Weighted()}, "Weighted has weights of its own"),
+        ({"metric": lambda o, t: None}, "a loss or metric gives None, allowed one number"),
+        ({"metric": lambda o, t: [1, 2]}, r"a loss or metric gives \[1, 2\]"),
+        ({"schedule": 0.5}, "schedule must be a function or a class, got 0.5"),
+        ({"on_epoch": 3}, "on_epoch must be a function or a class, got 3"),
+    ],
+)
+def test_options_of_another_kind(options, words, data):
+    for make in (network, projected):
+        with pytest.raises((TypeError, ValueError), match=words):
+            fit(make(), data, epochs=1, lr=0.1, **options)
+
+
+def test_what_is_no_data_no_model_and_no_wait(data):
+    for wrong in (data.train, [data.train]):
+        with pytest.raises(TypeError, match=r"data must be a Data, got a (tuple|list); pass Data\(train="):
+            fit(network(), wrong, epochs=1, lr=0.1)
+    with pytest.raises(TypeError, match="model must be a network, got a str"):
+        fit("network", data, epochs=1, lr=0.1)
+    with pytest.raises(ValueError, match="patience = 2 waits for a lower validation loss, but data.val is None"):
+        fit(network(), Data(data.train, None), epochs=1, lr=0.1, patience=2)
+    with pytest.raises(ValueError, match="its layer is lazy"):
+        fit(nn.LazyLinear(3), data, epochs=1, lr=0.1)
+    with pytest.raises(TypeError, match="train must be an integer, got 2.5"):
+        data.limit(2.5)
+
+
+def test_a_schedule_needs_the_number_of_batches(data):
+    class Stream:
+        def __iter__(self):
+            yield data.train
+
+    assert fit(network(), Data(Stream(), None), epochs=1, lr=0.1).steps == 1
+    with pytest.raises(TypeError, match="how many batches an epoch has, and train cannot say"):
+        fit(network(), Data(Stream(), None), epochs=1, lr=0.1, schedule=lambda done: 1.0)
+
+
+def test_cross_entropy_as_a_module_has_an_accuracy(data):
+    one, other = (
+        fit(network(), data, epochs=1, lr=0.1, loss=loss) for loss in (F.cross_entropy, nn.CrossEntropyLoss())
+    )
+    assert one.val_accuracy == other.val_accuracy
+
+
+def test_complex_weights_are_trained(data):
+    class Complex(nn.Linear):
+        def __init__(self):
+            super().__init__(8, 3, dtype=torch.complex64)
+
+        def forward(self, x):
+            return super().forward(x.to(torch.complex64)).real
+
+    history = fit(Complex(), data, epochs=2, lr=0.02)
+    assert history.val_loss[-1] < history.val_loss[0]
+
+
+@pytest.mark.parametrize("make", [network, projected])
+def test_after_an_epoch_the_model_stands_where_training_stands(make, data):
+    model, seen = make(), []
+    history = fit(model, data, epochs=3, lr=0.02, on_epoch=lambda _: seen.append(evaluate(model, *data.val)[0]))
+    assert seen == pytest.approx(history.val_loss[1:], rel=1e-5)
+
 
 @pytest.mark.parametrize("project", [lambda net: net, in_a_subspace])
 def test_a_last_batch_of_one_with_batch_norm(project):

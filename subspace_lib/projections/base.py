@@ -329,7 +329,7 @@ def fingerprint(v: Tensor) -> list[float]:
     differ between kinds of processor.
     """
     v = v.detach().cpu().double().flatten()
-    weights = torch.arange(len(v), dtype=torch.float64).cos()
+    weights = torch.arange(len(v), dtype=torch.float64, device="cpu").cos()
     return [float(v.sum()), float(v @ weights), float(v.norm())]
 
 
