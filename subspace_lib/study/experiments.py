@@ -231,7 +231,7 @@ def _loss_curves(_: str, folder: Path) -> Settings:
 def _single_weights(*_: Any) -> Settings:
     """As many single weights as F1 needs directions, each moved by a number of its own, over rates."""
     common = {"dataset": "mnist", "model": "mlp", "d": 500, "projection": "sparse", "options": {"density": 1e-6}}
-    yield from (common | {"lr": lr} for lr in (0.03, 0.1, 0.3, 1.0, 3.0))
+    yield from (common | {"lr": lr} for lr in (3e-3, 1e-2, 3e-2, 1e-1, 3e-1))
 
 
 def _splits(_: str, folder: Path) -> Settings:
