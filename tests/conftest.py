@@ -1,7 +1,11 @@
 """Set before any test: plots without a window, property tests that draw the same examples every time; a browser."""
 
+import functools
+import http.server
 import os
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import matplotlib
 import pytest
@@ -27,3 +31,29 @@ def chromium(missing: Callable[[str], None]) -> str:
     if executable is None:
         missing("no Chromium on the PATH: install the package `chromium`")
     return executable
+
+
+@pytest.fixture(scope="session")
+def serve() -> Iterator[Callable[..., str]]:
+    """Serve a folder, with these headers sent along with every file; gives the address."""
+    servers = []
+
+    def start(folder: Path, headers: dict[str, str]) -> str:
+        class Handler(http.server.SimpleHTTPRequestHandler):
+            def end_headers(self) -> None:
+                for name, value in headers.items():
+                    self.send_header(name, value)
+                super().end_headers()
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=folder))
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        servers.append(server)
+        return f"http://127.0.0.1:{server.server_port}"
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()

@@ -1,9 +1,6 @@
 """What a page does: its script in a browser, under a policy that allows no code inside it, and by keyboard."""
 
-import functools
-import http.server
 import re
-import threading
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -69,7 +66,7 @@ def test_scripts_become_files_once(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def strict(chromium, tmp_path_factory):
+def strict(chromium, serve, tmp_path_factory):
     """A page of a slider, an explorer, a figure and a term, from a server that allows no code inside pages."""
     from playwright.sync_api import sync_playwright
 
@@ -88,27 +85,17 @@ def strict(chromium, tmp_path_factory):
     text = hoist_scripts(PAGE.replace("WIDGETS", widgets), static / "scripts", "_static/scripts")
     (folder / "page.html").write_text(text, encoding="utf-8")
 
-    class Handler(http.server.SimpleHTTPRequestHandler):
-        def end_headers(self):
-            self.send_header("Content-Security-Policy", "script-src 'self'")
-            super().end_headers()
-
-        def log_message(self, *_):
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=folder))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = serve(folder, {"Content-Security-Policy": "script-src 'self'"})
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
         page = browser.new_page()
         wrong = []
         page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
         page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.goto(f"http://127.0.0.1:{server.server_port}/page.html", wait_until="load")
+        page.goto(f"{address}/page.html", wait_until="load")
         yield page
         assert [text for text in wrong if "favicon" not in text and "404" not in text] == []
         browser.close()
-    server.shutdown()
 
 
 @pytest.mark.browser

@@ -28,11 +28,11 @@ LIMIT_BYTES = 450_000
 TRAIN, TEST, PIXELS = 5_000, 1_000, 784
 FULL_SIZE = 48_000  # digits that a recorded run trained on: four fifths of 60,000
 LEVELS = 4  # grey levels of a pixel
-KINDS = {
-    "plane": "Train in a plane",
-    "dimension": "Measure the intrinsic dimension",
-    "spoil": "Spoil the projection",
-    "link": "A network in a link",
+KINDS = {  # and their files: of the worker, of the page
+    "plane": ("engine.js worker.js", "page.js digits.js plane.js"),
+    "dimension": ("engine.js worker.js", "page.js dimension.js"),
+    "spoil": ("engine.js worker.js", "page.js spoil.js"),
+    "link": ("engine.js worker.js network.js", "page.js digits.js link.js"),
 }
 GOAL = {"bytes": 90, "accuracy": 0.65}
 
@@ -115,7 +115,7 @@ class Lab:
             config["goal"] = GOAL
         return (
             f'<div class="subspace-lab" data-lab="{self.kind}" data-state="idle" data-waiting>'
-            f"<style>{_without_indents(_file('lab.css'))}</style>"
+            f"<style>{_file('lab.css')}</style>"
             f'<figure class="still">{still}</figure><p class="why"></p>'
             "<noscript><p>With JavaScript this picture is a laboratory: the network trains here, in your browser.</p>"
             "</noscript>"
@@ -137,10 +137,12 @@ def pack(data: Data) -> str:
 
 
 def script(kind: str) -> str:
-    """The code of a page with this laboratory, with that of the worker inside, and without comments and indents."""
-    worker = _without_indents(_file("engine.js") + _file("worker.js"))
-    page = _without_indents(_file("page.js") + _file(f"{kind}.js"))
-    return f"(() => {{\n{page}startLaboratories('{_deflated(worker.encode())}');\n}})();"
+    """The code of a page with this laboratory. In a worker the same script does the worker's part, and nothing else."""
+    worker, page = (_dense("".join(map(_file, names.split()))) for names in KINDS[kind])
+    return (
+        f"(() => {{\nconst work = () => {{\n{worker}}};\n"
+        f"if (typeof document === 'undefined') return work();\n{page}startLaboratories(work);\n}})();"
+    )
 
 
 def engine_source(*names: str) -> str:
@@ -218,7 +220,13 @@ def _file(name: str) -> str:
     return (FOLDER / name).read_text(encoding="utf-8")
 
 
-def _without_indents(code: str) -> str:
-    """Without comments of their own line, empty lines and indents: a third less to carry in every page."""
-    lines = (line.strip() for line in code.splitlines())
-    return "".join(f"{line}\n" for line in lines if line and not line.startswith(("//", '"use strict"')))
+def _dense(code: str) -> str:
+    """Without comments, indents, and spaces around signs, texts aside: a third less to carry in every page."""
+    lines = (re.sub(r"(^|\s)// .*|^\"use strict\";", "", line).strip() for line in code.splitlines())
+    signs = re.compile(r"""("[^"]*"|`[^`]*`)| ?([=<>!&|?:,;{}()\[\]*%]) ?""")
+    keep = re.compile("`.*`.*`|\\^")  # a text within a text, a pattern
+    return "".join(
+        (line if keep.search(line) else signs.sub(lambda found: found[1] or found[2], line)) + "\n"
+        for line in lines
+        if line
+    )

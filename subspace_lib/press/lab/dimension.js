@@ -23,8 +23,6 @@ function crossing(points, level) {
   return Math.exp(Math.log(d0) + (Math.log(d1) - Math.log(d0)) * (level - a0) / (a1 - a0));
 }
 
-const mean = numbers => numbers.reduce((sum, value) => sum + value, 0) / numbers.length;
-
 KINDS.dimension = lab => {
   lab.greeting = "Choose d and press Train: each run adds a point. Or let Search for me find where the curve crosses the line.";
   const { recorded } = lab.config, sizes = roundNumbers(10, 10000);

@@ -120,55 +120,49 @@ function transform(x, from, n, side) {
 }
 
 // Blocks of n rows; each spreads z over all its weights: signs, a Hadamard transform, signs. A group holds `count`
-// blocks; row i takes coordinate source[i] times the entry of each block (0 where it takes none). The last weights,
-// too few for a block, follow one coordinate each.
+// blocks, many of them side by side, few one after another; row i takes coordinate source[i] times the entry of each
+// block (0 where it takes none). The last weights, too few for a block, follow one coordinate each.
 function hadamard(D, d, groups, followed, followedEntries) {
-  const x = new Float32Array(D);
-  // Many blocks lie side by side, few lie one after the other.
-  const laid = groups.map(group => group.count >= 16
-    ? { ...group, side: group.count, blocks: 1 } : { ...group, side: 1, blocks: group.count });
-  function each(visit) {
-    let at = 0;
-    for (const group of laid) {
-      for (let block = 0; block < group.blocks; block++, at += group.n * group.side) {
-        visit(group, at, block * group.n * group.side);
-      }
+  const x = new Float32Array(D), pieces = [];
+  let end = 0;
+  for (const { count, n, entries, ...group } of groups) {
+    const side = count < 16 ? 1 : count;
+    for (let from = 0; from < count * n; from += n * side) {
+      pieces.push({ ...group, at: end, n, side, entries: entries.slice(from, from + n * side) });
+      end += n * side;
     }
-    return at;
   }
   return {
     D, d,
     write(theta0, z, theta) {
-      const end = each(({ n, side, source, entries, rowSigns }, at, first) => {
+      for (const { at, n, side, source, entries, rowSigns } of pieces) {
         for (let i = 0, t = 0; i < n; i++) {
           const value = z[source[i]];
-          for (const stop = t + side; t < stop; t++) x[at + t] = value * entries[first + t];
+          for (const stop = t + side; t < stop; t++) x[at + t] = value * entries[t];
         }
         transform(x, at, n, side);
-        for (let i = 0, t = 0; i < n; i++) {
+        for (let i = 0, t = at; i < n; i++) {
           const sign = rowSigns[i];
-          for (const stop = t + side; t < stop; t++) theta[at + t] = theta0[at + t] + sign * x[at + t];
+          for (const stop = t + side; t < stop; t++) theta[t] = theta0[t] + sign * x[t];
         }
-      });
-      for (let i = 0; i < followed.length; i++) {
-        theta[end + i] = theta0[end + i] + z[followed[i]] * followedEntries[i];
       }
+      followed.forEach((j, i) => { theta[end + i] = theta0[end + i] + z[j] * followedEntries[i]; });
     },
     pull(grad, out) {
       out.fill(0);
-      const end = each(({ n, side, source, entries, rowSigns }, at, first) => {
-        for (let i = 0, t = 0; i < n; i++) {
+      for (const { at, n, side, source, entries, rowSigns } of pieces) {
+        for (let i = 0, t = at; i < n; i++) {
           const sign = rowSigns[i];
-          for (const stop = t + side; t < stop; t++) x[at + t] = sign * grad[at + t];
+          for (const stop = t + side; t < stop; t++) x[t] = sign * grad[t];
         }
         transform(x, at, n, side);
         for (let i = 0, t = 0; i < n; i++) {
           let sum = 0;
-          for (const stop = t + side; t < stop; t++) sum += x[at + t] * entries[first + t];
+          for (const stop = t + side; t < stop; t++) sum += x[at + t] * entries[t];
           out[source[i]] += sum;
         }
-      });
-      for (let i = 0; i < followed.length; i++) out[followed[i]] += grad[end + i] * followedEntries[i];
+      }
+      followed.forEach((j, i) => { out[j] += grad[end + i] * followedEntries[i]; });
     },
   };
 }
@@ -394,9 +388,10 @@ function training(net, digits, theta0, P, optimiser) {
   };
 }
 
-// z rounded to b bits: 2^b levels between -range and range, the range being the one that loses least. 32 bits keep it.
+// z rounded to b bits: 2^b levels between -range and range, the range being the one that loses least. With 32 bits it
+// stays as it is, and the levels are its own bits.
 function round(z, bits) {
-  if (bits === 32) return { range: 0, levels: null, z };
+  if (bits === 32) return { range: 0, levels: new Int32Array(z.slice().buffer), z };
   const top = 2 ** bits, largest = z.reduce((most, value) => Math.max(most, Math.abs(value)), 0);
   let best = null;
   for (let share = 1; share > 0.15; share -= 0.02) {
@@ -410,5 +405,5 @@ function round(z, bits) {
   return best;
 }
 
-const unround = (levels, range, bits) =>
-  Float32Array.from(levels, level => ((2 * level + 1) / 2 ** bits - 1) * range);
+const unround = (levels, range, bits) => bits === 32 ? new Float32Array(levels.buffer)
+  : Float32Array.from(levels, level => ((2 * level + 1) / 2 ** bits - 1) * range);

@@ -1,12 +1,14 @@
 // A network in a link: z rounded to b bits, and an address that rebuilds it.
 "use strict";
 
+const BITS = [1, 2, 3, 4, 5, 6, 8, 32];
+
 KINDS.link = lab => {
   lab.greeting = "Press Train. Then move the bits, and send the network as a link.";
   const d = lab.field("d", "d, directions", roundNumbers(10, 2000), 200, { kind: "range", show: grouped });
   const seed = lab.seedField(), epochs = lab.epochsField(5);
   const bits = lab.field("bits", "b, bits a number", BITS, 4, { kind: "range", show: String });
-  const figure = el("div"), size = el("p", { class: "result" }), tiles = lab.tiles();
+  const figure = el("div"), size = el("p", { class: "result" }), read = tiles(lab);
   const address = el("input", { type: "text", readonly: true, id: `subspace-lab-${lab.index}-address` });
   const copied = el("span", { role: "status" });
   let rounded = [], spec = null;
@@ -42,7 +44,7 @@ KINDS.link = lab => {
     address.value = "";
     lab.write();
     draw();
-    const run = await lab.train({}, news => tiles.show(news.guesses));
+    const run = await lab.train({}, news => read.show(news.guesses));
     if (run.superseded) return;
     lab.runs = [run];
     spec = run.spec;
@@ -62,7 +64,7 @@ KINDS.link = lab => {
   lab.openLink = async () => {
     spec = { family: "hadamard", d: lab.value("d"), seed: lab.value("seed") };
     lab.mode("training");
-    const found = await lab.ask("link", { spec, bits: lab.value("bits"), text: lab.given.get("z") }, news => tiles.show(news.guesses));
+    const found = await lab.ask("link", { spec, bits: lab.value("bits"), text: lab.given.get("z") }, news => read.show(news.guesses));
     lab.mode("done");
     if (found.ended !== "done") {
       lab.mode("idle");
@@ -87,10 +89,10 @@ KINDS.link = lab => {
     el("div", { class: "controls" }, d, bits),
     el("div", { class: "strip" }, lab.button("Train", train, true), lab.button("Stop", () => lab.stop()), seed, epochs),
     lab.status,
-    el("div", { class: "panels" }, figure, tiles.root),
+    el("div", { class: "panels" }, figure, read.root),
     size,
     el("div", { class: "strip address" }, el("label", { for: address.id }, "The network as a link"), address, lab.button("Copy link", copy), copied),
-    lab.drawing(),
+    drawing(lab),
     lab.exercise(
       `Fit a network that reads ${percent(lab.config.goal.accuracy)} of the digits into ${lab.config.goal.bytes} bytes. Which d, and how many bits? Then press Check: it weighs the network at hand.`,
       () => {

@@ -1,11 +1,7 @@
-// The page: controls, pictures and words around the worker. `packed` is the text of engine.js and worker.js, deflated.
+// The page: controls, pictures and words around the worker. `work` is a function that holds engine.js and worker.js.
 "use strict";
 
-const FAMILIES = {
-  hadamard: "A random plane", identity: "All weights", coordinates: "Single weights",
-  one_hot: "A random plane: shared weights", sparse: "A random plane: sparse directions",
-};
-const D = 159010, BITS = [1, 2, 3, 4, 5, 6, 8, 32], LONGEST_LINK = 20000;
+const D = 159010, LONGEST_LINK = 20000;
 const DAMAGED = "The address of this page held a set-up that is damaged or of another version. These are the usual settings.";
 
 // An element with its attributes and children; text stays text, whatever it holds.
@@ -22,16 +18,12 @@ function el(tag, attributes = {}, ...children) {
 }
 
 const percent = share => `${(100 * share).toFixed(1)}%`;
-const grouped = number => number.toLocaleString("en-US");
+const grouped = number => String(number).replace(/\B(?=(\d{3})+$)/g, ","); // toLocaleString takes 40 ms the first time
+const mean = numbers => numbers.reduce((sum, value) => sum + value, 0) / numbers.length;
 // Round numbers between two, about ten in each power of ten.
 const roundNumbers = (low, high) => [1, 10, 100, 1000, 10000]
   .flatMap(power => [1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8].map(first => first * power))
   .filter(n => Number.isInteger(n) && n >= low && n <= high);
-
-async function inflate(text) {
-  const packed = Uint8Array.from(atob(text), letter => letter.charCodeAt(0));
-  return new Response(new Blob([packed]).stream().pipeThrough(new DecompressionStream("deflate"))).arrayBuffer();
-}
 
 // A chart of lines over x. Colours come from the style sheet, so that they follow the theme.
 function chart({ x, y, xLabel, yLabel, xTicks, yTicks, log = false, name }) {
@@ -53,7 +45,6 @@ function chart({ x, y, xLabel, yLabel, xTicks, yTicks, log = false, name }) {
   root.append(lines);
   return {
     root,
-    clear: () => lines.replaceChildren(),
     say: words => root.setAttribute("aria-label", `${name}: ${words}`),
     line(points, kind) {
       lines.append(el("polyline", { class: kind, points: points.map(([a, b]) => `${X(a)},${Y(b)}`).join(" ") }));
@@ -67,17 +58,6 @@ function chart({ x, y, xLabel, yLabel, xTicks, yTicks, log = false, name }) {
   };
 }
 
-// One image on a canvas: ink of a digit, or what moved, blue below 0 and orange above.
-function paint(canvas, values, signed = 0) {
-  const context = canvas.getContext("2d"), image = context.createImageData(28, 28);
-  values.forEach((value, p) => {
-    const share = signed ? Math.max(-1, Math.min(1, value / signed)) : value;
-    const colour = signed ? (share < 0 ? [37, 99, 235] : [234, 112, 12]) : [255, 255, 255];
-    image.data.set([...colour, Math.round(255 * Math.abs(share))], 4 * p);
-  });
-  context.putImageData(image, 0, 0);
-}
-
 class Laboratory {
   constructor(root) {
     Object.assign(this, { root, kind: root.dataset.lab });
@@ -87,13 +67,11 @@ class Laboratory {
     Object.assign(this, { numbers: 0, waiting: new Map(), fields: {}, runs: [] });
   }
 
-  async begin(packed) {
-    const missing = typeof Worker === "undefined" ? "workers" : typeof DecompressionStream === "undefined"
-      ? "DecompressionStream" : null;
+  begin(address) {
+    const missing = !window.Worker ? "workers" : !window.DecompressionStream ? "DecompressionStream" : "";
     if (missing) return this.giveUp(`This browser has no ${missing}, which the laboratory needs.`);
     try {
-      const source = new Blob([await inflate(packed)], { type: "text/javascript" });
-      this.worker = new Worker(URL.createObjectURL(source));
+      this.worker = new Worker(address);
     } catch {
       return this.giveUp("This browser, or the frame that this page stands in, allows no workers.");
     }
@@ -116,6 +94,7 @@ class Laboratory {
 
   giveUp(why) {
     this.live?.remove();
+    this.mode("idle");
     this.root.querySelector(".still").hidden = false;
     this.root.querySelector(".why").textContent = `${why} The picture shows a finished run.`;
   }
@@ -229,8 +208,17 @@ class Laboratory {
     this.root.append(this.live);
     this.root.dataset.ready = "";
     this.say(this.complaint || this.greeting);
-    if (this.addressed) this.root.scrollIntoView();
+    if (this.addressed) this.comeIntoView();
     if (this.given.has("z")) this.openLink();
+  }
+
+  // Keeps the laboratory in view while the page around it still grows; a reader who moves ends that.
+  comeIntoView() {
+    const watch = new ResizeObserver(() => this.root.scrollIntoView());
+    watch.observe(document.body);
+    const end = () => watch.disconnect();
+    for (const moved of ["wheel", "pointerdown", "keydown"]) addEventListener(moved, end, { once: true });
+    setTimeout(end, 5000);
   }
 
   // Trains once with the settings at hand, or others, and keeps the run.
@@ -267,95 +255,6 @@ class Laboratory {
     return `Done in ${seconds.toFixed(0)} s: with ${who}, ${spec.epochs} epochs and dice ${spec.seed}, the network reads ${percent(accuracy)} of ${grouped(this.config.data.test)} digits that it never trained on.`;
   }
 
-  // Sixteen digits with the guesses, and what moved.
-  tiles() {
-    const guesses = this.shown.map(({ image, label }) => {
-      const canvas = el("canvas", { width: 28, height: 28 }), word = el("span", {}, "?");
-      paint(canvas, image);
-      return { node: el("span", { class: "tile" }, canvas, word), word, label };
-    });
-    const root = el("div", { class: "tiles", role: "img", "aria-label": "Sixteen digits, not read yet" }, ...guesses.map(guess => guess.node));
-    return { root, show: found => {
-      let right = 0;
-      found.forEach((guess, i) => {
-        const fits = guess === guesses[i].label;
-        right += fits;
-        guesses[i].word.textContent = `${guess} ${fits ? "\u2713" : "\u2717"}`;
-        guesses[i].node.classList.toggle("wrong", !fits);
-      });
-      root.setAttribute("aria-label", `Sixteen digits: ${right} read right`);
-    } };
-  }
-
-  movers() {
-    const canvases = Array.from({ length: 8 }, () => el("canvas", { width: 28, height: 28 }));
-    const scale = el("span", {}, "0");
-    const pictures = el("div", { class: "movers", role: "img", "aria-label": "theta minus theta0 of eight hidden units, each as an image of 28 by 28 weights" }, ...canvases);
-    return { root: el("figure", {}, pictures, el("figcaption", {}, "What moved: \u03b8 \u2212 \u03b80 of eight hidden units. Orange up, blue down, full colour from ", scale, " on.")),
-      show: moved => {
-        const largest = moved.reduce((most, unit) => unit.reduce((m, value) => Math.max(m, Math.abs(value)), most), 0);
-        scale.textContent = largest ? `\u00b1${(largest / 2).toPrecision(2)}` : "0";
-        canvases.forEach((canvas, u) => paint(canvas, moved[u], largest / 2 || 1));
-      } };
-  }
-
-  // A canvas to draw a digit on, for the network at hand.
-  drawing() {
-    const canvas = el("canvas", { width: 280, height: 280, class: "paper", role: "img", tabindex: 0,
-      "aria-label": "Paper for a digit: draw with a finger or a mouse, or move a pen with the arrow keys" });
-    const verdict = el("p", { role: "status" }, "Train first, then draw a digit.");
-    const context = canvas.getContext("2d", { willReadFrequently: true });
-    let pen = null;
-    const stroke = (x, y) => {
-      context.lineWidth = 22;
-      context.lineCap = context.lineJoin = "round";
-      context.strokeStyle = "#fff";
-      context.beginPath();
-      context.moveTo(...(pen ?? [x, y]));
-      context.lineTo(x, y);
-      context.stroke();
-      pen = [x, y];
-    };
-    const at = event => {
-      const box = canvas.getBoundingClientRect();
-      return [280 * (event.clientX - box.left) / box.width, 280 * (event.clientY - box.top) / box.height];
-    };
-    const look = async () => {
-      const image = centred(context.getImageData(0, 0, 280, 280).data, 280);
-      if (typeof image === "string") return verdict.textContent = image;
-      const { p } = await this.ask("read", { image });
-      if (!p) return verdict.textContent = "There is no network yet: train one first.";
-      const order = p.map((share, digit) => [share, digit]).sort((a, b) => b[0] - a[0]);
-      canvas.dataset.guess = order[0][1];
-      verdict.textContent = `The network reads a ${order[0][1]} (${percent(order[0][0])}), or else a ${order[1][1]} (${percent(order[1][0])}).`;
-    };
-    canvas.addEventListener("pointerdown", event => { canvas.setPointerCapture(event.pointerId); pen = null; stroke(...at(event)); });
-    canvas.addEventListener("pointermove", event => { if (event.buttons) stroke(...at(event)); });
-    canvas.addEventListener("pointerup", () => { pen = null; look(); });
-    let keyed = [140, 60];
-    canvas.addEventListener("keydown", event => {
-      const way = { ArrowUp: [0, -20], ArrowDown: [0, 20], ArrowLeft: [-20, 0], ArrowRight: [20, 0] }[event.key];
-      if (!way) return;
-      event.preventDefault();
-      const next = [0, 1].map(i => Math.min(265, Math.max(15, keyed[i] + way[i])));
-      if (!event.shiftKey) {
-        pen = keyed;
-        stroke(...next);
-        look();
-      }
-      keyed = next;
-    });
-    const clear = () => {
-      context.clearRect(0, 0, 280, 280);
-      pen = null;
-      keyed = [140, 60];
-      verdict.textContent = "An empty paper.";
-    };
-    return el("details", { class: "draw" }, el("summary", {}, "Draw a digit"),
-      el("p", {}, "Draw one large digit. It is shrunk and centred as MNIST's digits are, and the network at hand reads it. With the keyboard: arrow keys draw, with Shift they only move the pen."),
-      canvas, el("div", { class: "strip" }, this.button("Read it", look), this.button("Clear", clear)), verdict);
-  }
-
   // An exercise, and a button that looks at the laboratory itself.
   exercise(words, check) {
     const verdict = el("p", { role: "status", class: "verdict" });
@@ -369,41 +268,6 @@ class Laboratory {
   }
 }
 
-// A drawing as MNIST keeps its digits: 20 x 20, its centre of mass in the middle of 28 x 28. Or a sentence that says
-// why not.
-function centred(data, size) {
-  let [left, right, top, bottom, ink] = [size, -1, size, -1, 0];
-  for (let y = 0; y < size; y++) {
-    for (let x = 0; x < size; x++) {
-      if (data[4 * (y * size + x) + 3] < 128) continue;
-      [left, right, top, bottom] = [Math.min(left, x), Math.max(right, x), Math.min(top, y), Math.max(bottom, y)];
-      ink++;
-    }
-  }
-  if (!ink) return "The paper is empty: draw a digit first.";
-  if (ink > 0.6 * size * size) return "Most of the paper is covered: clear it, and draw one digit.";
-  const side = Math.max(right - left, bottom - top) + 1, cell = Math.max(side / 20, 1), image = new Float32Array(784);
-  const shrunk = new Float32Array(400);
-  let mass = 0, atX = 0, atY = 0;
-  for (let y = top; y <= bottom; y++) {
-    for (let x = left; x <= right; x++) {
-      const i = Math.min(19, Math.floor((x - left) / cell)), j = Math.min(19, Math.floor((y - top) / cell));
-      shrunk[20 * j + i] += data[4 * (y * size + x) + 3] / 255 / cell ** 2;
-    }
-  }
-  shrunk.forEach((value, p) => {
-    mass += value;
-    atX += value * (p % 20);
-    atY += value * Math.floor(p / 20);
-  });
-  const moveX = Math.round(13.5 - atX / mass), moveY = Math.round(13.5 - atY / mass);
-  shrunk.forEach((value, p) => {
-    const x = (p % 20) + moveX, y = Math.floor(p / 20) + moveY;
-    if (x >= 0 && x < 28 && y >= 0 && y < 28) image[28 * y + x] = Math.min(1, value);
-  });
-  return image;
-}
-
 // The laboratories: which controls, which pictures, and what a press on a button does. Each has a file of its own.
 const KINDS = {};
 
@@ -412,8 +276,12 @@ const accuracyChart = epochs => chart({
   yLabel: "accuracy on digits not trained on", name: "Accuracy against epochs",
 });
 
-function startLaboratories(packed) {
-  const begin = root => new Laboratory(root).begin(packed);
+// The worker's code is this script itself, where a server has sent it as a file of its own: so a server may forbid all
+// other code. From a page that holds its script, and from a file on disk, it is `work`, written out.
+function startLaboratories(work) {
+  const script = document.currentScript?.src ?? "";
+  const address = script.startsWith("http") ? script : URL.createObjectURL(new Blob([`(${work})()`]));
+  const begin = root => new Laboratory(root).begin(address);
   const seen = new IntersectionObserver(entries => {
     for (const { isIntersecting, target } of entries) {
       if (!isIntersecting) continue;

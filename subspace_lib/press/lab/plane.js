@@ -1,6 +1,22 @@
 // Train in a plane: d directions, all weights, or single weights.
 "use strict";
 
+// What moved, as images of the weights into eight hidden units.
+function movers() {
+  const canvases = Array.from({ length: 8 }, smallCanvas), scale = el("span", {}, "0");
+  const pictures = el("div", { class: "movers", role: "img",
+    "aria-label": "theta minus theta0 of eight hidden units, each as an image of 28 by 28 weights" }, ...canvases);
+  return {
+    root: el("figure", {}, pictures, el("figcaption", {},
+      "What moved: \u03b8 \u2212 \u03b80 of eight hidden units. Orange up, blue down, full colour from ", scale, " on.")),
+    show(moved) {
+      const largest = moved.reduce((most, unit) => unit.reduce((m, value) => Math.max(m, Math.abs(value)), most), 0) / 2;
+      scale.textContent = largest ? `\u00b1${largest.toPrecision(2)}` : "0";
+      canvases.forEach((canvas, u) => paint(canvas, moved[u], largest || 1));
+    },
+  };
+}
+
 KINDS.plane = lab => {
   lab.greeting = "Choose d and press Train.";
   const sizes = roundNumbers(1, 10000);
@@ -8,7 +24,7 @@ KINDS.plane = lab => {
     { kind: "radio", names: { identity: "All weights", coordinates: "Single weights", hadamard: "A random plane" } });
   const d = lab.field("d", "d, directions", sizes, 200, { kind: "range", show: n => `${grouped(n)} of ${grouped(D)}` });
   const seed = lab.seedField(), epochs = lab.epochsField(10);
-  const accuracy = el("div"), loss = el("div"), tiles = lab.tiles(), movers = lab.movers();
+  const accuracy = el("div"), loss = el("div"), read = tiles(lab), moving = movers();
   let charts;
 
   function draw() {
@@ -33,8 +49,8 @@ KINDS.plane = lab => {
       if (!lab.runs.includes(running)) lab.runs = [...lab.runs.slice(-9), running];
       draw();
       if (quiet && news.epoch < running.spec.epochs) return;
-      tiles.show(news.guesses);
-      movers.show(news.moved);
+      read.show(news.guesses);
+      moving.show(news.moved);
     });
     if (run.superseded) return;
     lab.mode("done");
@@ -46,8 +62,8 @@ KINDS.plane = lab => {
     el("div", { class: "controls" }, family, d),
     el("div", { class: "strip" }, lab.button("Train", train, true), lab.button("Stop", () => lab.stop()), seed, epochs),
     lab.status,
-    el("div", { class: "panels" }, accuracy, tiles.root, loss, movers.root),
-    lab.drawing(),
+    el("div", { class: "panels" }, accuracy, read.root, loss, moving.root),
+    drawing(lab),
     lab.exercise(
       "Train a random plane and single weights to the end, with the same d between 100 and 1,000, the same dice and the same "
       + "epochs. By how many points of accuracy is the plane ahead? Then press Check: it looks at your last runs.",

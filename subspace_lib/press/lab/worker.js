@@ -2,7 +2,7 @@
 // but for "stop" and "pause"; answers go back with the number of the job.
 "use strict";
 
-const BATCH = 64, READ_AT_ONCE = 100, HEADER = 14; // bytes of a file for seed, d, bits, family, range
+const BATCH = 64, READ_AT_ONCE = 100;
 let digits, network, job = 0, paused = null;
 
 // Lets messages in: a "stop" is heard between two steps.
@@ -107,34 +107,6 @@ const JOBS = {
     return { ...last, ended: "done", seconds: (performance.now() - started) / 1000 };
   },
 
-  // The network at hand with z rounded to each number of bits.
-  async roundings({ choices, mine }) {
-    const { net, theta0, P, z } = network, theta = new Float32Array(net.D), found = [];
-    for (const bits of choices) {
-      const rounded = round(z, bits);
-      P.write(theta0, rounded.z, theta);
-      const read = await test(net, theta, mine);
-      if (!read) return { ended: "stopped" };
-      found.push({
-        bits, bytes: HEADER + Math.ceil(P.d * bits / 8), accuracy: read.accuracy,
-        text: written(rounded, bits), mark: fingerprint(theta),
-      });
-    }
-    return { ended: "done", found };
-  },
-
-  // The network of a link: seeds give theta0 and P, the text gives z.
-  async link({ spec, bits, text, mine, tell }) {
-    const run = network = untrained(spec), z = wordOf(text, bits, spec.d);
-    if (!z) return { ended: "damaged" };
-    run.z.set(z);
-    run.P.write(run.theta0, run.z, run.theta);
-    const read = await test(run.net, run.theta, mine);
-    if (!read) return { ended: "stopped" };
-    tell({ ...read, moved: moved(run) });
-    return { ended: "done", accuracy: read.accuracy, mark: fingerprint(run.theta) };
-  },
-
   // One drawn image, pixel by pixel from 0 to 1.
   read({ image }) {
     if (!network) return { p: null };
@@ -145,49 +117,6 @@ const JOBS = {
     return { p: Array.from(network.net.p.subarray(0, 10)) };
   },
 };
-
-// z in letters: 4 bytes of range, then b bits a number, as base64 that an address can hold.
-function written({ range, levels, z }, bits) {
-  const bytes = new Uint8Array(4 + Math.ceil(z.length * bits / 8)), view = new DataView(bytes.buffer);
-  view.setFloat32(0, range);
-  if (bits === 32) z.forEach((value, j) => view.setFloat32(4 + 4 * j, value));
-  else {
-    levels.forEach((level, j) => {
-      for (let b = 0; b < bits; b++) if ((level >> b) & 1) bytes[4 + ((j * bits + b) >> 3)] |= 1 << ((j * bits + b) & 7);
-    });
-  }
-  let letters = "";
-  for (const byte of bytes) letters += String.fromCharCode(byte);
-  return btoa(letters).replaceAll("+", "-").replaceAll("/", "_").replaceAll("=", "");
-}
-
-// And back; null if it is not what `written` writes.
-function wordOf(text, bits, d) {
-  let letters;
-  try {
-    letters = atob(text.replaceAll("-", "+").replaceAll("_", "/"));
-  } catch {
-    return null;
-  }
-  const bytes = Uint8Array.from(letters, letter => letter.charCodeAt(0)), view = new DataView(bytes.buffer);
-  if (bytes.length !== 4 + Math.ceil(d * bits / 8)) return null;
-  const range = view.getFloat32(0);
-  const z = bits === 32
-    ? Float32Array.from({ length: d }, (_, j) => view.getFloat32(4 + 4 * j))
-    : unround(Int32Array.from({ length: d }, (_, j) => {
-      let level = 0;
-      for (let b = 0; b < bits; b++) level |= ((bytes[4 + ((j * bits + b) >> 3)] >> ((j * bits + b) & 7)) & 1) << b;
-      return level;
-    }), range, bits);
-  return z.every(value => Math.abs(value) < 1e6) ? z : null;
-}
-
-// One word for all bits of theta (FNV-1a): two networks with the same word are the same, bit for bit.
-function fingerprint(theta) {
-  let mark = 0x811c9dc5;
-  for (const byte of new Uint8Array(theta.buffer)) mark = Math.imul(mark ^ byte, 0x01000193);
-  return (mark >>> 0).toString(16).padStart(8, "0");
-}
 
 onmessage = async ({ data: { number, what, ...given } }) => {
   if (what === "pause") {
