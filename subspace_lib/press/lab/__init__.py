@@ -115,7 +115,7 @@ class Lab:
             config["goal"] = GOAL
         return (
             f'<div class="subspace-lab" data-lab="{self.kind}" data-state="idle" data-waiting>'
-            f"<style>{_file('lab.css')}</style>"
+            f"<style>{style()}</style>"
             f'<figure class="still">{still}</figure><p class="why"></p>'
             "<noscript><p>With JavaScript this picture is a laboratory: the network trains here, in your browser.</p>"
             "</noscript>"
@@ -143,6 +143,11 @@ def script(kind: str) -> str:
         f"(() => {{\nconst work = () => {{\n{worker}}};\n"
         f"if (typeof document === 'undefined') return work();\n{page}startLaboratories(work);\n}})();"
     )
+
+
+def style() -> str:
+    """The style sheet of the laboratories, without spaces that it does not need."""
+    return re.sub(r"(?<=[:;,{]) | (?=[{}])|^ +", "", _file("lab.css"), flags=re.MULTILINE)
 
 
 def engine_source(*names: str) -> str:

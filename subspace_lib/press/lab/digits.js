@@ -40,7 +40,7 @@ function tiles(lab) {
 function drawing(lab) {
   const canvas = el("canvas", { width: 280, height: 280, class: "paper", role: "img", tabindex: 0,
     "aria-label": "Paper for a digit: draw with a finger or a mouse, or move a pen with the arrow keys" });
-  const verdict = el("p", { role: "status" }, "Train first, then draw a digit.");
+  const verdict = el("p", { role: "status" }, "A trained network reads what you draw.");
   const context = canvas.getContext("2d", { willReadFrequently: true });
   let pen = null, keyed = [140, 60];
 

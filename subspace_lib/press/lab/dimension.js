@@ -31,7 +31,7 @@ KINDS.dimension = lab => {
   const seeds = lab.field("seeds", "Runs at each d in a search", [1, 3], 1);
   const level = lab.field("line", "The line at 90% of", ["own", "fixed"], "own",
     { names: { own: "my own baseline", fixed: `the recorded baseline, ${recorded.baseline.toFixed(3)}` } });
-  const figure = el("div"), result = el("p", { class: "result" });
+  const figure = el("div"), result = el("p", { role: "status" });
   let found = null;
 
   const key = () => lab.value("epochs");
@@ -53,10 +53,10 @@ KINDS.dimension = lab => {
       yLabel: "accuracy", name: "Accuracy against d: your runs, and the recorded full-size runs",
     });
     picture.line(recorded.curve, "old");
-    picture.label(10000, recorded.curve.at(-1)[1], "recorded, full size", "old");
+    picture.label(...recorded.curve[0], "recorded, full size", true);
     if (baseline() !== null) {
       picture.line([[10, 0.9 * baseline()], [10000, 0.9 * baseline()]], "dashed");
-      picture.label(10, 0.9 * baseline(), "90% line", "", "start");
+      picture.label(10, 0.9 * baseline(), "90% line");
     }
     const mine = curveOf(planes());
     picture.line(mine, "first");
@@ -84,7 +84,7 @@ KINDS.dimension = lab => {
   async function search() {
     lab.stop();
     found = null;
-    const mine = lab.searching = {}, count = lab.value("seeds"), first = lab.value("seed");
+    const mine = lab.searching = {}, count = lab.value("seeds"), first = lab.value("seed"), guess = lab.value("d");
     const dice = Array.from({ length: count }, (_, i) => first + i);
     const kept = (family, d, seed) => ran().find(run => run.spec.family === family && run.spec.seed === seed
       && (family === "identity" || run.spec.d === d));
@@ -104,7 +104,7 @@ KINDS.dimension = lab => {
         }
         return mean(tried.get(d)) >= line;
       };
-      let below = lab.value("d"), above = below;
+      let below = guess, above = guess;
       while (!await reaches(above) && above < 10000) [below, above] = [above, Math.min(2 * above, 10000)];
       while (await reaches(below) && below > 10) [below, above] = [Math.max(10, Math.floor(below / 2)), below];
       if (!await reaches(above)) return finish(`Not reached: even d = 10,000 stays below the line at ${percent(line)}. More epochs would help.`);
@@ -116,7 +116,7 @@ KINDS.dimension = lab => {
       const all = crossing(points.map(([d, values]) => [d, mean(values)]), line);
       const each = dice.map((_, i) => crossing(points.map(([d, values]) => [d, values[i]]), line) ?? Infinity);
       const [low, high] = count > 1 ? [Math.min(all, ...each), Math.max(all, ...each)] : [below, above];
-      found = { d: all, low, high, line };
+      found = { d: all, low, high, guess, count };
       lab.root.dataset.d90 = all.toFixed(1);
       const upTo = high === Infinity ? "above 10,000" : grouped(Math.round(high));
       return finish(`Your intrinsic dimension: the curve crosses ${percent(line)} at d = ${grouped(Math.round(all))}, `
@@ -134,7 +134,7 @@ KINDS.dimension = lab => {
     lab.searching = null;
     lab.mode("done");
     result.textContent = found ? words : "";
-    lab.say(words);
+    lab.say(found ? "The search has ended; its result stands below the curve." : words);
   }
 
   lab.live.append(
@@ -143,13 +143,12 @@ KINDS.dimension = lab => {
       lab.button("Search for me", search), lab.button("Stop", () => lab.stop())),
     lab.status, figure, result,
     lab.exercise(
-      "Let the laboratory search with dice 0, then with dice 5 and three runs at each d. Before the second search, write down "
-      + "a d at which you expect the crossing. Then set the slider to your d and press Check: it asks whether the last search found it within its range, "
-      + "give or take a tenth.",
+      "Let the laboratory search with dice 0. Then predict what it finds with dice 5 and three runs at each d: set the slider to that d, "
+      + "and search. Check asks whether the d at which you started lies in the range that the search found, give or take a tenth.",
       () => {
-        if (!found) return [false, "No search has ended yet."];
-        const guess = lab.value("d"), right = guess >= 0.9 * found.low && guess <= 1.1 * found.high;
-        return [right, `Your d is ${grouped(guess)}; the search found ${grouped(Math.round(found.d))}.`];
+        if (!found || found.count < 3) return [false, "No search with three runs at each d has ended yet."];
+        const { guess, low, high } = found;
+        return [guess >= 0.9 * low && guess <= 1.1 * high, `You started at ${grouped(guess)}; the search found ${grouped(Math.round(found.d))}.`];
       }),
   );
   for (const name of ["epochs", "line"]) lab.fields[name].changed = draw;

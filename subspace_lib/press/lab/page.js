@@ -2,7 +2,7 @@
 "use strict";
 
 const D = 159010, LONGEST_LINK = 20000;
-const DAMAGED = "The address of this page held a set-up that is damaged or of another version. These are the usual settings.";
+const DAMAGED = "The address of this page held a set-up that is damaged or of another version, or for another page. These are the usual settings.";
 
 // An element with its attributes and children; text stays text, whatever it holds.
 function el(tag, attributes = {}, ...children) {
@@ -20,6 +20,8 @@ function el(tag, attributes = {}, ...children) {
 const percent = share => `${(100 * share).toFixed(1)}%`;
 const grouped = number => String(number).replace(/\B(?=(\d{3})+$)/g, ","); // toLocaleString takes 40 ms the first time
 const mean = numbers => numbers.reduce((sum, value) => sum + value, 0) / numbers.length;
+const movable = ({ family, d }) => family === "identity" ? "all weights"
+  : family === "coordinates" ? `${grouped(d)} single weights` : `d = ${grouped(d)}`;
 // Round numbers between two, about ten in each power of ten.
 const roundNumbers = (low, high) => [1, 10, 100, 1000, 10000]
   .flatMap(power => [1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8].map(first => first * power))
@@ -52,8 +54,8 @@ function chart({ x, y, xLabel, yLabel, xTicks, yTicks, log = false, name }) {
     points(points, kind) {
       lines.append(...points.map(([a, b]) => el("circle", { class: kind, cx: X(a), cy: Y(b), r: 4 })));
     },
-    label(a, b, text, kind, anchor = "end") {
-      lines.append(el("text", { class: kind, x: X(a), y: Y(b) - 5, "text-anchor": anchor }, text));
+    label(a, b, text, below = false) {
+      lines.append(el("text", { x: X(a), y: Y(b) + (below ? 14 : -5) }, text));
     },
   };
 }
@@ -61,7 +63,6 @@ function chart({ x, y, xLabel, yLabel, xTicks, yTicks, log = false, name }) {
 class Laboratory {
   constructor(root) {
     Object.assign(this, { root, kind: root.dataset.lab });
-    this.index = 1 + [...document.querySelectorAll(".subspace-lab")].indexOf(root);
     this.config = JSON.parse(root.querySelector(".setup").content.textContent);
     this.read();
     Object.assign(this, { numbers: 0, waiting: new Map(), fields: {}, runs: [] });
@@ -122,16 +123,16 @@ class Laboratory {
   read() {
     this.given = new URLSearchParams();
     this.complaint = "";
-    const text = location.hash;
+    const all = [...document.querySelectorAll(".subspace-lab")];
+    this.index = 1 + all.indexOf(this.root);
+    const text = location.hash, given = new URLSearchParams(text.slice(1, LONGEST_LINK + 1000));
     if (!text.startsWith("#lab=")) return;
-    const given = new URLSearchParams(text.slice(1, LONGEST_LINK + 1000));
-    const known = ["plane", "dimension", "spoil", "link"].includes(given.get("lab"));
-    const mine = given.get("lab") === this.kind && (given.get("n") ?? "1") === String(this.index);
-    if (text.length > LONGEST_LINK + 900 || !known || given.get("v") !== "1") this.complaint = this.index === 1 || mine ? DAMAGED : "";
-    else if (mine) {
+    const whole = text.length < LONGEST_LINK + 900;
+    const meant = all.find((lab, i) => lab.dataset.lab === given.get("lab") && (given.get("n") ?? i + 1) == i + 1);
+    if (meant === this.root && given.get("v") === "1" && whole) {
       this.given = given;
       this.addressed = true;
-    }
+    } else if (this.root === (meant ?? all[0])) this.complaint = DAMAGED;
   }
 
   write(more = {}) {
@@ -172,7 +173,7 @@ class Laboratory {
         ...allowed.map(choice => el("option", { selected: choice === now }, names[choice] ?? show(choice))));
       read = () => allowed[node.selectedIndex];
     }
-    const field = { value: read, changed: () => {} };
+    const field = { node, value: read, changed: () => {} };
     node.addEventListener("input", () => { field.changed(); this.write(); });
     this.fields[name] = field;
     return kind === "radio" ? node : el("div", { class: "field" }, el("label", { for: id }, label), node, ...shown);
@@ -245,14 +246,13 @@ class Laboratory {
 
   // What a run came to, in words.
   told({ spec, ended, accuracy, step, seconds }) {
-    const who = spec.family === "identity" ? "all weights" : `d = ${grouped(spec.d)}`;
     const numbers = accuracy == null ? "" : ` It last read ${percent(accuracy)} of the digits.`;
     if (ended === "stopped") return `Stopped.${numbers}`;
     if (ended === "diverged") {
       return `The training diverged and was ended at step ${step}: its steps were too long, and the loss ran away. Choose a smaller learning rate.`;
     }
     if (ended !== "done") return "The worker failed; load the page again.";
-    return `Done in ${seconds.toFixed(0)} s: with ${who}, ${spec.epochs} epochs and dice ${spec.seed}, the network reads ${percent(accuracy)} of ${grouped(this.config.data.test)} digits that it never trained on.`;
+    return `Done in ${seconds.toFixed(0)} s: with ${movable(spec)}, ${spec.epochs} epochs and dice ${spec.seed}, the network reads ${percent(accuracy)} of ${grouped(this.config.data.test)} digits that it never trained on.`;
   }
 
   // An exercise, and a button that looks at the laboratory itself.
@@ -271,10 +271,14 @@ class Laboratory {
 // The laboratories: which controls, which pictures, and what a press on a button does. Each has a file of its own.
 const KINDS = {};
 
-const accuracyChart = epochs => chart({
-  x: [0, epochs], y: [0, 1], xTicks: [0, epochs / 2, epochs], yTicks: [0, 0.5, 1], xLabel: "epochs",
-  yLabel: "accuracy on digits not trained on", name: "Accuracy against epochs",
-});
+// A chart over as many epochs as the longest of these runs has, or the next one will have.
+function epochsChart(lab, runs, settings) {
+  const last = Math.max(lab.value("epochs"), ...runs.map(run => run.spec.epochs));
+  return chart({ x: [0, last], xTicks: [0, last / 2, last], xLabel: "epochs", ...settings });
+}
+
+const accuracyChart = (lab, runs) => epochsChart(lab, runs,
+  { y: [0, 1], yTicks: [0, 0.5, 1], yLabel: "accuracy on digits not trained on", name: "Accuracy against epochs" });
 
 // The worker's code is this script itself, where a server has sent it as a file of its own: so a server may forbid all
 // other code. From a page that holds its script, and from a file on disk, it is `work`, written out.

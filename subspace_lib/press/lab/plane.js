@@ -3,15 +3,15 @@
 
 // What moved, as images of the weights into eight hidden units.
 function movers() {
-  const canvases = Array.from({ length: 8 }, smallCanvas), scale = el("span", {}, "0");
+  const canvases = Array.from({ length: 8 }, smallCanvas), scale = el("span");
   const pictures = el("div", { class: "movers", role: "img",
     "aria-label": "theta minus theta0 of eight hidden units, each as an image of 28 by 28 weights" }, ...canvases);
   return {
     root: el("figure", {}, pictures, el("figcaption", {},
-      "What moved: \u03b8 \u2212 \u03b80 of eight hidden units. Orange up, blue down, full colour from ", scale, " on.")),
+      "What moved: \u03b8 \u2212 \u03b80 of eight hidden units. Orange up, blue down", scale, ".")),
     show(moved) {
       const largest = moved.reduce((most, unit) => unit.reduce((m, value) => Math.max(m, Math.abs(value)), most), 0) / 2;
-      scale.textContent = largest ? `\u00b1${largest.toPrecision(2)}` : "0";
+      scale.textContent = largest ? `, full colour from \u00b1${largest.toPrecision(2)} on` : "";
       canvases.forEach((canvas, u) => paint(canvas, moved[u], largest || 1));
     },
   };
@@ -24,16 +24,16 @@ KINDS.plane = lab => {
     { kind: "radio", names: { identity: "All weights", coordinates: "Single weights", hadamard: "A random plane" } });
   const d = lab.field("d", "d, directions", sizes, 200, { kind: "range", show: n => `${grouped(n)} of ${grouped(D)}` });
   const seed = lab.seedField(), epochs = lab.epochsField(10);
-  const accuracy = el("div"), loss = el("div"), read = tiles(lab), moving = movers();
+  const accuracy = el("div"), loss = el("div"), earlier = el("p", { class: "earlier" }), read = tiles(lab), moving = movers();
   let charts;
 
   function draw() {
-    charts = [accuracyChart(lab.value("epochs")), chart({
-      x: [0, lab.value("epochs")], y: [0, 2.5], xTicks: [0, lab.value("epochs") / 2, lab.value("epochs")],
-      yTicks: [0, 1, 2], xLabel: "epochs", yLabel: "loss: dashed on the digits it trains on", name: "Loss against epochs",
-    })];
+    charts = [accuracyChart(lab, lab.runs), epochsChart(lab, lab.runs.slice(-1), { y: [0, 2.5], yTicks: [0, 1, 2],
+      yLabel: "loss: dashed on the digits it trains on", name: "Loss against epochs" })];
     accuracy.replaceChildren(charts[0].root);
     loss.replaceChildren(charts[1].root);
+    const before = lab.runs.slice(0, -1).map(run => `${movable(run.spec)} ${percent(run.curve.at(-1).accuracy)}`);
+    earlier.textContent = before.length ? `Your earlier runs, in grey: ${before.join(", ")}.` : "";
     lab.runs.forEach((run, i) => {
       const now = i === lab.runs.length - 1;
       charts[0].line(run.curve.map(news => [news.epoch, news.accuracy]), now ? "first" : "old");
@@ -62,7 +62,7 @@ KINDS.plane = lab => {
     el("div", { class: "controls" }, family, d),
     el("div", { class: "strip" }, lab.button("Train", train, true), lab.button("Stop", () => lab.stop()), seed, epochs),
     lab.status,
-    el("div", { class: "panels" }, accuracy, read.root, loss, moving.root),
+    el("div", { class: "panels" }, accuracy, el("div", {}, read.root, earlier), loss, moving.root),
     drawing(lab),
     lab.exercise(
       "Train a random plane and single weights to the end, with the same d between 100 and 1,000, the same dice and the same "
@@ -79,5 +79,7 @@ KINDS.plane = lab => {
       }),
   );
   lab.fields.epochs.changed = draw;
+  lab.fields.family.changed = () => { lab.fields.d.node.disabled = lab.value("family") === "identity"; };
+  lab.fields.family.changed();
   draw();
 };

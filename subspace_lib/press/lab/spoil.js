@@ -13,7 +13,7 @@ KINDS.spoil = lab => {
   let pair = [];
 
   function draw() {
-    const picture = accuracyChart(lab.value("epochs"));
+    const picture = accuracyChart(lab, pair);
     pair.forEach((run, i) => picture.line(run.curve.map(news => [news.epoch, news.accuracy]), i ? "second" : "first"));
     picture.say(pair.map((run, i) => `${i ? "spoiled" : "columns of length 1"} ${percent(run.curve.at(-1)?.accuracy ?? 0)}`).join(", "));
     figure.replaceChildren(picture.root, el("p", { class: "legend" }, el("span", { class: "first" }, "\u2014 columns of length 1"), " ", el("span", { class: "second" }, "- - columns of length c")));
