@@ -66,7 +66,8 @@ class PeakMemory:
             self._before = torch.cuda.memory_allocated(self.device)
         else:
             with contextlib.suppress(OSError):
-                Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets VmHWM to what is in use now
+                # proc(5): resets VmHWM to what is in use now
+                Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
             self._before = _most_memory()
         return self
 
@@ -78,7 +79,7 @@ class PeakMemory:
 def _most_memory() -> int:
     """The process's largest resident size since the last reset, in bytes; 0 where the system does not tell."""
     try:
-        status = Path("/proc/self/status").read_text()
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
     except OSError:
         return 0
     return next((1024 * int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")), 0)

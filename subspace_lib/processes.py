@@ -50,7 +50,8 @@ def start(
     output : file, optional
         Where it prints; by default where we do.
     """
-    grouped = {"creationflags": CREATE_NEW_PROCESS_GROUP} if sys.platform == "win32" else {"process_group": 0}
+    windows, groups = sys.platform == "win32", hasattr(os, "killpg")
+    grouped = {"creationflags": CREATE_NEW_PROCESS_GROUP} if windows else {"process_group": 0} if groups else {}
     library = str(Path(__file__).resolve().parents[1])
     path = os.pathsep.join(filter(None, (library, environment.get("PYTHONPATH"))))
     told = {**environment, PARENT: str(os.getpid()), "PYTHONPATH": path}
@@ -97,7 +98,7 @@ def commit(folder: Path, everything: bool = True) -> str:
 
     def git(*words: str) -> str:
         command = ["git", "-C", str(folder), *words]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(command, capture_output=True, encoding="utf-8", check=True).stdout.strip()
 
     where = ("--untracked-files=no", "--", ":/") if everything else ("--", ".")
     try:

@@ -2,7 +2,7 @@
 
 import re
 import subprocess
-import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -14,9 +14,8 @@ WORKFLOWS = {path.name: yaml.safe_load(path.read_text()) for path in sorted(FOLD
 
 
 def run(*command: str) -> None:
-    done = subprocess.run(
-        [str(Path(sys.executable).with_name(command[0])), *command[1:]], capture_output=True, text=True
-    )
+    program = Path(sysconfig.get_path("scripts"), command[0])
+    done = subprocess.run([str(program), *command[1:]], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -62,3 +61,12 @@ def test_updates_leave_jupyter_book_below_2() -> None:
     updates = yaml.safe_load((ROOT / ".github" / "dependabot.yml").read_text())["updates"]
     ignored = [one for update in updates for one in update.get("ignore", [])]
     assert {"dependency-name": "jupyter-book", "versions": [">=2"]} in ignored
+
+
+def test_every_system_that_a_reader_may_have_is_tried() -> None:
+    job = WORKFLOWS["ci.yml"]["jobs"]["other-systems"]
+    assert job["strategy"]["matrix"]["system"] == ["windows-latest", "macos-latest"]
+    assert job["runs-on"] == "${{ matrix.system }}"
+    run = [step["run"] for step in job["steps"] if "run" in step]
+    assert run[1:] == ['python -m pytest -n 2 -m "not browser"', "python -m subspace_lib book --profile smoke"]
+    assert not any(word in " ".join(run) for word in ("make ", "/bin", "$(", "source ")), "what each shell understands"

@@ -106,7 +106,7 @@ def describe_device(size: Size, out: Path) -> None:
         about |= {"device": of.name, "memory": of.total_memory, "cuda": torch.version.cuda}
         about["capability"] = ".".join(map(str, torch.cuda.get_device_capability()))
         asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-        about["driver"] = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
+        about["driver"] = subprocess.run(asked, capture_output=True, encoding="utf-8", check=False).stdout.strip()
     about["copy_bytes_per_second"] = copy_bandwidth(size.device)
     print(json.dumps(about, indent=1))
     with replaced_atomically(out / "device.json") as temporary:

@@ -276,7 +276,7 @@ def _batches(net: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
 def build_peak(name: str, D: int, d: int) -> float:
     """The most memory that building takes over what it keeps, in a process of its own; no pass finds another."""
     command = [sys.executable, "-c", PEAK, name, str(D), str(d)]
-    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    return float(subprocess.run(command, capture_output=True, encoding="utf-8", check=True).stdout)
 
 
 def run_benchmark(device: str, folder: Path, only: Sequence[str] = (), **sizes: Any) -> Path:
