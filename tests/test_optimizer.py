@@ -485,3 +485,32 @@ def test_weights_of_another_kind_of_tensor_are_refused():
     net[0].weight.data = net[0].weight.data.to(torch.float8_e4m3fn)
     with pytest.raises(ValueError, match="P is torch.float32 on cpu but a weight is torch.float8_e4m3fn"):
         setting(net=net)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"fused": True, "weight_decay": 0.1},
+        {"foreach": True, "maximize": True},
+        {"amsgrad": True, "eps": 1e-3, "betas": (0.5, 0.9)},
+        {"fused": True, "lr": torch.tensor(0.05)},
+    ],
+)
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW])
+def test_the_short_way_of_adam_is_adam(kind, options):
+    """It is a function of PyTorch's own; if its arguments change, this fails."""
+
+    class Same(kind):
+        """The same, by its own step: the short way is that of the class itself."""
+
+    runs = [setting(optimizer_class=one, **options) for one in (kind, Same)]
+    for i in range(4):
+        for net, optimizer in runs:
+            optimizer.param_groups[0]["weight_decay"] = 0.1 * i
+            step(net, optimizer)
+    (_, short), (_, long) = runs
+    assert torch.equal(short.z, long.z)
+    assert short.state[short.z].keys() == long.state[long.z].keys()
+    for name, value in short.state[short.z].items():
+        assert torch.equal(value, long.state[long.z][name]), name

@@ -364,6 +364,15 @@ def test_sparse_without_a_csr_kernel(monkeypatch):
     assert len(called) == 2
 
 
+def test_one_hot_in_chunks(monkeypatch):
+    whole = make_projection("one_hot", 1001, 30)
+    monkeypatch.setattr("subspace_lib.projections.sharing.CHUNK", 64)
+    P, v = make_projection("one_hot", 1001, 30), torch.randn(3, 1001)
+    assert torch.equal(P.to_dense(), whole.to_dense())
+    for pulled in (P.adjoint(v)[0], P.pull_from(v[0].split([500, 1, 500]), torch.empty(1001))):
+        torch.testing.assert_close(pulled, whole.to_dense().T @ v[0], rtol=1e-4, atol=1e-5)
+
+
 def test_one_hot_oracle():
     D, d = 103, 10
     matrix = make_projection("one_hot", D, d, 7).to_dense()

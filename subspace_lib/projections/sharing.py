@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from subspace_lib.projections.base import Projection, generator, wide
+from subspace_lib.projections.base import Projection, generator, joined, wide
+
+CHUNK = 2**18
+"""Weights at a time where PyTorch wants indices of 64 bits: made of those of 32 bits within the caches."""
 
 
 class OneHotProjection(Projection):
@@ -13,7 +18,7 @@ class OneHotProjection(Projection):
 
     A random permutation of the weights is cut into d groups whose sizes differ by at most one; the weights
     of group j are +-z_j / sqrt(size of the group). The columns do not overlap, so P is orthonormal exactly,
-    and every weight moves. Keeps one 64-bit index a weight.
+    and every weight moves. Keeps one 32-bit index a weight.
 
     Examples
     --------
@@ -26,18 +31,22 @@ class OneHotProjection(Projection):
 
     @classmethod
     def keeps(cls, D: int, d: int) -> float:
-        """One 64-bit index a weight, and two numbers a column."""
-        return 8 + 8 * d / D
+        """One 32-bit index a weight, and two numbers a column."""
+        return 4 + 8 * (d + 1) / D
 
     def __init__(self, D: int, d: int, seed: int = 0, *, dtype: torch.dtype | None = None) -> None:
         super().__init__(D, d, seed, dtype=dtype)
+        if d >= 2**30:
+            raise ValueError(f"one_hot reaches 2 d entries with 32-bit indices, so d must be below 2**30, got {d}")
         # The signs alternate within a group, whose weights come in random order: entries run 0, ..., 2 d - 1, 0, ...
-        in_order = torch.arange(D).remainder_(2 * d)
-        entry = torch.empty(D, dtype=torch.int64)
-        entry[torch.randperm(D, generator=generator(seed))] = in_order
+        entry = torch.empty(D, dtype=torch.int32)
+        order = torch.randperm(D, generator=generator(seed), dtype=torch.int32 if D < 2**31 else torch.int64)
+        for start in range(0, D, CHUNK):
+            places = order[start : start + CHUNK].long()
+            entry[places] = torch.arange(start, start + len(places)).remainder_(2 * d).int()
+        self.register_buffer("entry", entry, persistent=False)
         sizes = torch.full((d,), D // d)
         sizes[: D % d] += 1
-        self.register_buffer("entry", entry, persistent=False)
         scale = sizes.to(wide(self.dtype)).rsqrt().to(self.dtype)
         self.register_buffer("signed_scale", torch.stack([scale, -scale]), persistent=False)
 
@@ -47,12 +56,25 @@ class OneHotProjection(Projection):
     def _multiply(self, z: Tensor) -> Tensor:
         return (z[..., None, :] * self.signed_scale).flatten(-2).index_select(-1, self.entry)
 
+    def _write(self, theta0: Tensor, z: Tensor, out: Tensor) -> None:
+        torch.index_select((z * self.signed_scale).view(-1), 0, self.entry, out=out).add_(theta0)
+
     def _multiply_transposed(self, v: Tensor) -> Tensor:
-        # One table for each half of the weights, so that two threads can fill them; an odd one is added at the end.
-        half = self.D // 2
-        halves, odd = v[..., : 2 * half].unflatten(-1, (2, half)), v[..., 2 * half :]
-        sums = v.new_zeros(*v.shape[:-1], 2, 2 * self.d, dtype=wide(v.dtype))
-        sums.scatter_add_(-1, self.entry[: 2 * half].view(2, half).expand_as(halves), halves.to(sums.dtype))
-        if odd.shape[-1]:
-            sums[..., 0, :].scatter_add_(-1, self.entry[2 * half :].expand_as(odd), odd.to(sums.dtype))
-        return (sums.view(*v.shape[:-1], 2, 2, self.d) * self.signed_scale).sum((-3, -2)).to(v.dtype)
+        return self._pull_from([v], v)
+
+    def _pull_from(self, pieces: Sequence[Tensor], room: Tensor) -> Tensor:
+        batch = pieces[0].shape[:-1]
+        # One table for each half of a piece, so that two threads can fill them; an odd number goes into the first.
+        sums = pieces[0].new_zeros(*batch, 2, 2 * self.d, dtype=wide(self.dtype))
+        start = 0
+        for piece in joined(pieces) if len(pieces) > 1 else pieces:
+            for v in piece.split(CHUNK, dim=-1):
+                half = v.shape[-1] // 2
+                index = self.entry[start : start + v.shape[-1]].long()
+                halves = v[..., : 2 * half].unflatten(-1, (2, half)).to(sums.dtype)
+                sums.scatter_add_(-1, index[: 2 * half].view(2, half).expand_as(halves), halves)
+                if v.shape[-1] % 2:
+                    odd = v[..., -1:].to(sums.dtype)
+                    sums[..., 0, :].scatter_add_(-1, index[-1:].expand_as(odd), odd)
+                start += v.shape[-1]
+        return (sums.view(*batch, 2, 2, self.d) * self.signed_scale).sum((-3, -2)).to(self.dtype)
