@@ -22,7 +22,7 @@ NUMBERED = sorted(BOOK.glob("[0-9][0-9]_*.ipynb"))
 URL = yaml.safe_load((ROOT / "_config.yml").read_text())["repository"]["url"]
 SECTIONS = ["what you will be able to do", "prerequisites", "predict first", "misconception", "pitfall"]
 SECTIONS += ["quiz", "take away", "where next"]
-SHORT = {"01", "02", "03", "04", "05", "06", "07", "08", "09", "10"}
+SHORT = {"01", "02", "03", "04", "05", "06", "07", "08", "09", "10", "11"}
 FOLDED = {"hide-cell", "hide-input", "remove-cell", "remove-input"}
 DRAWING = {"figure", "hist", "imshow", "plot", "scatter", "show", "subplot_mosaic", "subplots"}
 

@@ -1,4 +1,4 @@
-"""The checks of the exercises in chapters 06 to 10 take right answers of any form, and refuse wrong ones.
+"""The checks of the exercises in chapters 06 to 11 take right answers of any form, and refuse wrong ones.
 
 Of a chapter its imports and functions are run, and what its cells would have measured is set down here instead.
 """
@@ -50,6 +50,7 @@ MEASURED: dict[str, dict[str, Any]] = {
         "HEADER": struct.Struct("<IBBf"),
     },
     "10": {},
+    "11": {},
 }
 
 
@@ -151,6 +152,12 @@ RIGHT = [
     ("10", 2, (torch.tensor(0.253), 34.0)),
     ("10", 3, (lambda G, r: torch.linalg.svd(G).U[:, :r],)),
     ("10", 3, (lambda G, r: torch.linalg.eigh(G @ G.T).eigenvectors[:, -r:],)),
+    ("11", 1, (4,)),
+    ("11", 1, (np.float64(4.0),)),
+    ("11", 2, (torch.kron,)),
+    ("11", 2, (lambda U, V: torch.einsum("ai,bj->abij", U, V).reshape(35, 9).numpy(),)),
+    ("11", 3, (3600, 1.005)),
+    ("11", 3, (torch.tensor(3600.0), 0.99**-0.5)),
 ]
 WRONG = [
     ("06", 1, (UNIT,)),
@@ -189,6 +196,13 @@ WRONG = [
     ("10", 2, (0.25, 32.5)),
     ("10", 3, (lambda G, r: G[:, :r],)),
     ("10", 3, (lambda G, r: torch.linalg.qr(G[:, 40 : 40 + r]).Q,)),
+    ("11", 1, (5,)),
+    ("11", 1, (3,)),
+    ("11", 1, (4.19,)),
+    ("11", 2, (lambda U, V: torch.kron(V, U),)),
+    ("11", 2, (lambda U, V: torch.kron(U, V).T,)),
+    ("11", 3, (6400, 1.005)),
+    ("11", 3, (3600, 1.01)),
 ]
 
 
@@ -235,6 +249,9 @@ def test_a_wrong_answer_is_refused(
         ("09", "solution-2"),
         ("10", "solution-1"),
         ("10", "solution-2"),
+        ("11", "solution-1"),
+        ("11", "solution-2"),
+        ("11", "solution-3"),
     ],
 )
 def test_the_solutions_are_taken(number: str, cell: str, capsys: pytest.CaptureFixture[str]) -> None:

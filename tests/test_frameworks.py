@@ -1,9 +1,12 @@
 """Beside others, with the real packages where they are installed (`pip install subspace_lib[frameworks]`)."""
 
+import copy
 import importlib
+import json
 import os
 import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +14,8 @@ import torch.multiprocessing
 import torch.nn.functional as F
 from torch import nn
 
-from subspace_lib import SubspaceModel, SubspaceOptimizer, count_parameters, make_projection
+import subspace_lib
+from subspace_lib import MLP, SubspaceModel, SubspaceOptimizer, count_parameters, make_projection
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 X = torch.randn(64, 20, generator=torch.Generator().manual_seed(1))
@@ -224,3 +228,55 @@ def test_stochastic_weight_averaging_and_its_batch_norm():
     theta = optimizer.theta0 + optimizer.P(torch.stack(zs).mean(0))
     torch.testing.assert_close(weights(average.module), theta, rtol=1e-4, atol=1e-5)
     assert average.module[1].num_batches_tracked == len(BATCHES)
+
+
+def chapter_11():
+    """The adapters that chapter 11 writes down for the first layer of a network, that network, and its input."""
+    path = Path(__file__).resolve().parents[1] / "book" / "11_fine_tuning.ipynb"
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    source = "\n".join(
+        "".join(cell["source"]) for cell in notebook["cells"] if cell["id"] in ("lora-parts", "lora-forms")
+    )
+    torch.manual_seed(0)
+    names = {"torch": torch, "lib": subspace_lib, "digits": MLP(), "device": "cpu"}
+    exec(source, names)
+    return names, torch.randn(5, 784)
+
+
+def by_the_chapter(names, form, z, x):
+    weight = names["W0"] + names["FORMS"][form](z)
+    return torch.func.functional_call(names["digits"], {"1.weight": weight}, (x,))
+
+
+@pytest.mark.parametrize("form", ["LoRA, rank 1", "VeRA, rank 16", "Uni-LoRA, rank 4"])
+@torch.no_grad()
+def test_adapters_of_peft_are_those_of_chapter_11(form):
+    peft = pytest.importorskip("peft")
+    names, x = chapter_11()
+    z = torch.randn({"LoRA, rank 1": 984, "VeRA, rank 16": 216, "Uni-LoRA, rank 4": 200}[form])
+    net = copy.deepcopy(names["digits"])
+    if form.startswith("LoRA"):
+        model = peft.get_peft_model(net, peft.LoraConfig(r=1, lora_alpha=1, target_modules=["1"]))
+        layer = model.base_model.model[1]
+        layer.lora_B["default"].weight.copy_(z[:200, None])
+        layer.lora_A["default"].weight.copy_(z[None, 200:])
+    elif form.startswith("VeRA"):
+        model = peft.get_peft_model(net, peft.VeraConfig(r=16, target_modules=["1"]))
+        layer = model.base_model.model[1]
+        layer.vera_A["default"].copy_(names["A"])
+        layer.vera_B["default"].copy_(names["B"])
+        layer.vera_lambda_b["default"].copy_(z[:200])
+        layer.vera_lambda_d["default"].copy_(z[200:])
+    else:
+        config = pytest.importorskip("peft.tuners.unilora").UniLoraConfig
+        model = peft.get_peft_model(net, config(r=4, theta_d_length=200, target_modules=["1"]))
+        layer = model.base_model.model[1]
+        P = names["uni"].to_dense()  # one entry in each row
+        index = P.abs().argmax(1)
+        scale = P[torch.arange(len(P)), index]
+        for part, shape, rows in (("B", (200, 4), slice(0, 800)), ("A", (4, 784), slice(800, None))):
+            getattr(layer, f"unilora_indices_{part}")["default"].copy_(index[rows].view(shape))
+            getattr(layer, f"unilora_scales_{part}")["default"].copy_(scale[rows].view(shape))
+        layer.unilora_theta_d["default"].copy_(z)
+    assert torch.allclose(model(x), by_the_chapter(names, form, z, x), atol=1e-5)
+    assert not torch.allclose(model(x), names["digits"](x), atol=1e-2)
