@@ -40,6 +40,8 @@ def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
         command.add_argument("--jobs", type=int, help="chapters at a time; by default 2, on a GPU 1")
         command.add_argument("--limit", type=float, default=3600, help="seconds for each chapter")
     commands.add_parser("pdf", help="print the chapters executed last as one PDF, with Chromium")
+    notebooks = commands.add_parser("notebooks", help="write the chapters as Colab and Kaggle show them best")
+    notebooks.add_argument("--out", type=Path, default=Path("_build/notebooks"), help="folder of the notebooks")
     benchmark = commands.add_parser("benchmark", help="measure what every projection costs")
     benchmark.add_argument("--device", choices=DEVICES, default="cpu", help="where to measure; by default the CPU")
     benchmark.add_argument("--out", type=Path, default=Path("data/results"), help="folder of the table and the picture")
@@ -122,6 +124,10 @@ def run(chosen: argparse.Namespace) -> None:
         from subspace_lib.press import build, pages
 
         pages.print_book(build.ROOT)
+    elif chosen.command == "notebooks":
+        from subspace_lib.press import build, takeaway
+
+        takeaway.write_notebooks(build.ROOT, chosen.out)
     elif chosen.command == "benchmark":
         from subspace_lib.press.figures import write_benchmark_picture
         from subspace_lib.study.benchmark import run_benchmark

@@ -19,7 +19,7 @@ import pytest
 from subspace_lib import __main__
 from subspace_lib.press import build as book
 from subspace_lib.press import execution, pages
-from subspace_lib.press.chapters import BookError, chapter_names, modules_of, record_of
+from subspace_lib.press.chapters import BookError, chapter_names, modules_of, read_notebook, record_of
 from subspace_lib.press.execution import running_folder
 from subspace_lib.press.status import status_tables, write_executions
 
@@ -135,7 +135,7 @@ def test_the_pages_are_put_together_from_what_is_there(tmp_path: Path) -> None:
     there = sorted(path.name for path in (tmp_path / "one").iterdir())
     assert there == ["_static", "_toc.yml", "first.ipynb", "index.md", "notebooks", "second.ipynb", "status.md"]
     assert (tmp_path / "one/first.ipynb").read_text() == "as it was executed, without a record"
-    assert (tmp_path / "one/notebooks/first.ipynb").read_bytes() == (root / "book/first.ipynb").read_bytes()
+    assert read_notebook(tmp_path / "one/notebooks/first.ipynb") == read_notebook(root / "book/first.ipynb")
     assert (tmp_path / "one/status.md").read_text().count("not executed") == 2
     (executed / "second.ipynb").write_text("")
     assert pages.assemble(root, executed, tmp_path / "two")
@@ -373,7 +373,7 @@ def test_the_status_page_says_what_ran_where(root: Path) -> None:
     assert not gpu.exists()
     links = re.findall(r'href="(_downloads/[^"]+first\.ipynb)"', page)
     clean, executed = ((root / "_build/html" / link).read_bytes() for link in links)
-    assert clean == (root / "book/first.ipynb").read_bytes()
+    assert json.loads(clean) == read_notebook(root / "book/first.ipynb")
     assert executed == (root / "_build/executed/first.ipynb").read_bytes()
 
     write_executions(gpu, {"first": record})

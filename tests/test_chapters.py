@@ -240,10 +240,10 @@ def test_the_repository_has_one_address() -> None:
     for path in [*paths, *BOOK.glob("*.ipynb")]:
         text = path.read_text(encoding="utf-8")
         for repository, file in re.findall(
-            r"colab\.research\.google\.com/github/([^/\s]+/[^/\s]+)/blob/main/([^\s)\"]+)", text
+            r"colab\.research\.google\.com/github/([^/\s]+/[^/\s]+)/blob/notebooks/([^\s)\"]+)", text
         ):
             assert repository == owner_and_name, path.name
-            assert (ROOT / file).exists(), f"{path.name} opens {file} in Colab"
+            assert (BOOK / file).exists(), f"{path.name} opens {file} in Colab"
         short = re.escape(owner_and_name.split("/")[1])
         for repository in re.findall(rf"github\.com/([\w.-]+/{short})\b", text):
             assert repository == owner_and_name, path.name

@@ -13,6 +13,7 @@ from subspace_lib.press.chapters import BookError, chapter_names
 from subspace_lib.press.execution import running_folder
 from subspace_lib.press.scripts import hoist_scripts, write_scripts
 from subspace_lib.press.status import CLEAN, status_tables
+from subspace_lib.press.takeaway import write_notebooks
 from subspace_lib.processes import end, start, tied
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -62,6 +63,8 @@ def build_pages(root: Path, executed: Path) -> Path:
             top = "/".join([".."] * (len(page.relative_to(built).parts) - 1)) or "."
             text = hoist_scripts(page.read_text(encoding="utf-8"), scripts, f"{top}/_static/scripts")
             page.write_text(text, encoding="utf-8")
+        if (sources := built / "_sources").is_dir():  # the button of every page that downloads it
+            write_notebooks(root, sources)
         if html.exists():
             html.rename(folder / "old")
         built.rename(html)
@@ -148,11 +151,8 @@ def assemble(root: Path, executed: Path, folder: Path) -> bool:
     """Put the book together in a new folder: its pages, and its chapters as executed; whether all of them were."""
     shutil.copytree(root / "book", folder)
     write_scripts(root / "book", folder / "_static")
+    write_notebooks(root, folder / CLEAN)
     names = chapter_names(folder)
-    for name in names:
-        clean = folder / CLEAN / f"{name}.ipynb"
-        clean.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(folder / f"{name}.ipynb", clean)
     there = [name for name in names if (executed / f"{name}.ipynb").is_file()]
     for name in there:
         shutil.copy2(executed / f"{name}.ipynb", folder / f"{name}.ipynb")

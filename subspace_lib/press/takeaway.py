@@ -1,0 +1,126 @@
+"""Notebooks to take away: for Colab and Jupyter, which know nothing of citations, figures and pages of a book."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from subspace_lib.files import replaced_atomically
+from subspace_lib.press.chapters import chapter_names, read_notebook
+
+Works = Mapping[str, tuple[str, str, str]]
+HIDDEN = {"hide-cell", "hide-input", "remove-input", "setup"}
+
+
+def write_notebooks(root: Path, folder: Path) -> None:
+    """Write the chapters of a checkout, as ``plain_notebook`` makes them, into a folder.
+
+    Raises
+    ------
+    ValueError
+        If a chapter is no notebook, or holds what has no plain form; the message names it.
+    """
+    import yaml
+
+    address = yaml.safe_load((root / "_config.yml").read_text(encoding="utf-8")).get("html", {}).get("baseurl", "")
+    references = root / "book" / "references.bib"
+    works = works_of(references) if references.is_file() else {}
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in chapter_names(root / "book"):
+        path = root / "book" / f"{name}.ipynb"
+        try:
+            notebook = plain_notebook(read_notebook(path), works, address)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+        with replaced_atomically(folder / path.name) as temporary:
+            temporary.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def plain_notebook(notebook: Mapping[str, Any], works: Works, address: str) -> dict[str, Any]:
+    """The same notebook in Markdown that every reader of notebooks shows.
+
+    Citations become names with a year and a link, links to other pages lead to the published book, and each figure's
+    caption follows its cell. The code stays as it is; what the book folds away is folded on Colab too.
+
+    Parameters
+    ----------
+    notebook : mapping
+        A chapter, without outputs.
+    works : mapping
+        Names, year and link of each key that may be cited, as ``works_of`` gives.
+    address : str
+        Where the book is published.
+
+    Raises
+    ------
+    ValueError
+        If a citation is not among the works, or a role or directive has no plain form.
+    """
+    cells = []
+    for cell in notebook["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            cells.append({**cell, "source": plain(source, works, address)})
+            continue
+        folded = {"cellView": "form"} if HIDDEN & set(cell["metadata"].get("tags", [])) else {}
+        cells.append({**cell, "metadata": cell["metadata"] | folded})
+        if caption := cell["metadata"].get("mystnb", {}).get("figure", {}).get("caption"):
+            text = f"**Figure.** {plain(caption, works, address)}"
+            cells.append({"cell_type": "markdown", "id": f"{cell['id']}-caption"[:64], "metadata": {}, "source": text})
+    return {**notebook, "cells": cells}
+
+
+def plain(text: str, works: Works, address: str) -> str:
+    """Text of a page in plain Markdown.
+
+    Examples
+    --------
+    >>> works = {"li2018": ("Li et al.", "2018", "https://arxiv.org/abs/1804.08838")}
+    >>> plain("Few are needed {cite:p}`li2018`; see [notation](notation.md).", works, "https://book.org/")
+    'Few are needed ([Li et al., 2018](https://arxiv.org/abs/1804.08838)); see [notation](https://book.org/notation.html).'
+    """
+
+    def cited(found: re.Match[str]) -> str:
+        keys = [key.strip() for key in found[2].split(",")]
+        if unknown := [key for key in keys if key not in works]:
+            raise ValueError(f"{unknown[0]!r} is cited and not in references.bib; add it there")
+        chosen = [works[key] for key in keys]
+        shown = "{} ({})" if found[1] == ":t" else "{}, {}"
+        said = [f"[{shown.format(names, year)}]({link or 'bibliography.md'})" for names, year, link in chosen]
+        return ", ".join(said) if found[1] == ":t" else f"({'; '.join(said)})"
+
+    def figure(found: re.Match[str]) -> str:
+        alt = re.search(r"(?m)^:alt: (.*)$", found[2])
+        return f"![{alt[1] if alt else ''}]({found[1]})\n\n*{' '.join(found[3].split())}*"
+
+    text = re.sub(r"(?s)```\{figure\} (\S+)\n((?::\w+:[^\n]*\n)*)\n?(.*?)\n?```", figure, text)
+    text = re.sub(r"\{cite(:[pt])?\}`([^`]+)`", cited, text)
+    text = re.sub(r"\{(?:download|doc|ref)\}`([^`<]+?) <([^`>]+)>`", r"[\1](\2)", text)
+    page = r"\]\(([\w/-]+\.(?:ipynb|md)|_static/[^)\s]+?)(#[^)\s]*)?\)"
+    text = re.sub(page, lambda found: f"]({address}{_built(found[1])}{found[2] or ''})", text)
+    if left := re.search(r"(?m)\{[a-z][\w:-]*\}`[^`]*`|^(?:`{3,}|:{3,})\{[^\n]*|^\([\w-]+\)=$", text):
+        raise ValueError(f"{left[0]!r} has no plain form; give it one in {Path(__file__).name}, or write it plainly")
+    return text
+
+
+def works_of(references: Path) -> dict[str, tuple[str, str, str]]:
+    """Names, year and link of each entry of a BibTeX file."""
+    from pybtex.database import parse_file
+    from pybtex.richtext import Text
+
+    works = {}
+    for key, entry in parse_file(str(references)).entries.items():
+        found = dict(entry.fields)
+        names = [" ".join([*person.prelast_names, *person.last_names]) for person in entry.persons["author"]]
+        who = f"{names[0]} et al." if len(names) > 2 else " and ".join(names)
+        links = {"url": "{}", "doi": "https://doi.org/{}", "eprint": "https://arxiv.org/abs/{}"}
+        link = next((address.format(found[field]) for field, address in links.items() if field in found), "")
+        works[key] = (str(Text.from_latex(who)), found["year"], link)
+    return works
+
+
+def _built(page: str) -> str:
+    return re.sub(r"\.(ipynb|md)$", ".html", page)
