@@ -11,14 +11,16 @@ import ctypes
 import importlib
 import os
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 
 class Unfinished(Exception):
@@ -87,6 +89,29 @@ def die_with_parent(parent: int | None = None) -> None:
         threading.Thread(target=_end_after, args=(expected,), daemon=True).start()
     elif os.getppid() != expected:
         os._exit(1)
+
+
+CLEARER = """
+import shutil, sys, time
+sys.stdin.read()
+for _ in range(20):
+    shutil.rmtree(sys.argv[1], ignore_errors=True)
+    time.sleep(0.1)
+"""
+
+
+@contextmanager
+def cleared(folder: Path) -> Iterator[None]:
+    """The folder is gone afterwards, also if this process is killed: another one waits for its end."""
+    pipe = subprocess.PIPE
+    grouped: Any = {"process_group": 0} if hasattr(os, "killpg") else {}
+    waiting = subprocess.Popen([sys.executable, "-I", "-S", "-c", CLEARER, str(folder)], stdin=pipe, **grouped)
+    try:
+        yield
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        waiting.kill()
+        waiting.communicate()
 
 
 def commit(folder: Path, everything: bool = True) -> str:

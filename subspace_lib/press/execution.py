@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from subspace_lib.files import replaced_atomically
 from subspace_lib.press.chapters import PARAMETER, is_injected, read_notebook
 from subspace_lib.press.times import write_times
-from subspace_lib.processes import end, start, tied
+from subspace_lib.processes import cleared, end, start, tied
 
 LIMIT = 3600.0
 """Seconds that a chapter may take."""
@@ -52,7 +52,7 @@ class Run:
 
 @contextmanager
 def running_folder(parent: Path) -> Iterator[Path]:
-    """A folder that is gone afterwards; if this process is killed, the next that wants one in ``parent`` clears it."""
+    """A folder that is gone afterwards; what a switched-off machine left in ``parent`` is cleared by the next."""
     parent.mkdir(parents=True, exist_ok=True)
     with FileLock(parent / ".running.lock"):
         for old in parent.glob("running-*"):
@@ -65,11 +65,11 @@ def running_folder(parent: Path) -> Iterator[Path]:
         folder = Path(tempfile.mkdtemp(prefix="running-", dir=parent))
         lock = FileLock(folder / "lock")
         lock.acquire()
-    try:
-        yield folder
-    finally:
-        lock.release()
-        shutil.rmtree(folder, ignore_errors=True)
+    with cleared(folder):
+        try:
+            yield folder
+        finally:
+            lock.release()
 
 
 def execute(

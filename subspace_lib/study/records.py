@@ -166,10 +166,18 @@ def _fault(record: Record) -> str:
         for name, kind in kinds.items():
             if name not in record[part]:
                 return f"lacks {name!r} in {part!r}"
-            if not isinstance(record[part][name], kind):
-                return f"has {record[part][name]!r} as {name!r} in {part!r}"
+            value = record[part][name]
+            if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool) or not _is_plain(value):
+                return f"has {value!r} as {name!r} in {part!r}"
     unknown = set(record["spec"]) - set(KINDS["spec"])
     return f"has {min(unknown)!r} in 'spec', which no run has" if unknown else ""
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a table can hold it: text that can be written down, and whole numbers of a machine."""
+    if isinstance(value, str):
+        return value.isprintable()
+    return not isinstance(value, int) or abs(value) < 2**63
 
 
 def read_records(folder: Path | None, *tables: Path) -> tuple[dict[str, Record], list[str]]:

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ SIDE = 28
 CLASSES = 10
 KEYS = ("train_images", "train_labels", "test_images", "test_labels")
 SPLIT_SEED = 0
+LARGEST = 100_000  # rows of an array: more than either data set has
 CHUNK = 2000  # images decoded at once
 
 
@@ -145,6 +147,8 @@ def _read(path: Path, known: _Known) -> Arrays:
     """Read a packed file, or raise a ValueError that says what is wrong with it."""
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as packed:
+            if (rows := max(_claimed_rows(packed, key) for key in KEYS)) > LARGEST:
+                raise ValueError(f"it claims to have {rows} rows, allowed up to {LARGEST}")
             arrays = {key: packed[key] for key in KEYS}
     except (PermissionError, MemoryError):
         raise
@@ -163,6 +167,13 @@ def _read(path: Path, known: _Known) -> Arrays:
         if labels.max() >= CLASSES:
             raise ValueError(f"{part} labels reach {labels.max()}, allowed 0 to {CLASSES - 1}")
     return arrays
+
+
+def _claimed_rows(packed: Any, key: str) -> int:
+    """How many rows an array of a packed file has by its header, before any is read."""
+    with packed.zip.open(f"{key}.npy") as member:
+        np.lib.format.read_magic(member)
+        return int(np.lib.format.read_array_header_1_0(member)[0][0])
 
 
 def _set_aside(path: Path) -> str:

@@ -1,0 +1,220 @@
+"""Damaged records and packed data, drawn anew by hypothesis: every outcome is an error of ours, or right.
+
+Checkpoints have theirs in test_checkpoint.py, links of the laboratory in test_lab.py. SUBSPACE_FUZZ is the number of
+examples of each: 60 in the suite (seconds), 100000 for an hour of it.
+"""
+
+import io
+import json
+import os
+import warnings
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from subspace_lib.study import records
+from subspace_lib.study.records import (
+    RecordVersionError,
+    Spec,
+    curves,
+    read_records,
+    results,
+    write_record,
+    write_table,
+)
+from subspace_lib.tasks import datasets
+
+EXAMPLES = int(os.environ.get("SUBSPACE_FUZZ", "60"))
+fuzz = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
+odd = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-(10**30), 10**30),
+    st.integers(0, 3000).map(lambda digits: 10**digits),
+    st.floats(),
+    st.text(st.characters(codec=None), max_size=5),
+    st.lists(st.integers(), max_size=2),
+    st.dictionaries(st.text(max_size=3), st.floats() | st.text(max_size=3), max_size=2),
+)
+
+
+def damaged(data: st.DataObject, whole: bytes) -> bytes:
+    """The same bytes after some harm, or by chance unharmed."""
+    harmed = bytearray(whole)
+    for _ in range(data.draw(st.integers(1, 3))):
+        place, other = (data.draw(st.integers(0, len(harmed) - 1)) for _ in range(2))
+        kind = data.draw(st.sampled_from(["flip", "byte", "cut", "swap", "insert", "end"]))
+        if kind == "flip":
+            harmed[place] ^= 1 << data.draw(st.integers(0, 7))
+        elif kind == "byte":
+            harmed[place] = data.draw(st.integers(0, 255))
+        elif kind == "cut":
+            del harmed[place : place + data.draw(st.integers(1, 64))]
+        elif kind == "swap":
+            harmed[place], harmed[other] = harmed[other], harmed[place]
+        elif kind == "insert":
+            harmed[place:place] = data.draw(st.binary(min_size=1, max_size=8))
+        else:
+            del harmed[max(place, 1) :]
+        harmed = harmed or bytearray(b"0")
+    return bytes(harmed)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for one file at a time."""
+    return tmp_path_factory.mktemp("fuzz")
+
+
+@pytest.fixture(scope="module")
+def record() -> dict[str, Any]:
+    """A recorded run."""
+    return curves("f3")[0]
+
+
+def clear(folder: Path) -> None:
+    for path in folder.iterdir():
+        path.unlink()
+
+
+def read(folder: Path, *tables: Path) -> dict[str, Any]:
+    """The records of a folder, with the damaged ones named and set aside; none where they are of another version."""
+    try:
+        known, faults = read_records(folder, *tables)
+    except RecordVersionError:
+        return {}
+    assert len(faults) >= len(list(folder.glob("*.damaged")))
+    return known
+
+
+@fuzz
+@given(data=st.data())
+def test_damaged_bytes_of_a_record(folder: Path, record: dict[str, Any], data: st.DataObject) -> None:
+    clear(folder)
+    path = folder / f"{Spec(**record['spec']).key}.json"
+    write_record(path, record)
+    path.write_bytes(damaged(data, path.read_bytes()))
+    assert list(read(folder).values()) in ([], [record])
+
+
+@fuzz
+@given(data=st.data())
+def test_damaged_bytes_of_a_table(folder: Path, data: st.DataObject) -> None:
+    clear(folder)
+    whole = curves("f3")[:3]
+    table = folder / "f3.jsonl"
+    write_table(table, whole)
+    table.write_bytes(damaged(data, table.read_bytes()))
+    known = read(folder, table)
+    assert all(one in whole for one in known.values())
+
+
+@fuzz
+@given(data=st.data())
+def test_sealed_records_with_odd_fields(folder: Path, record: dict[str, Any], data: st.DataObject) -> None:
+    """What is taken in goes through the table and comes back; what would not is refused."""
+    clear(folder)
+    changed = json.loads(json.dumps(record))
+    for _ in range(data.draw(st.integers(1, 2))):
+        part = changed[data.draw(st.sampled_from(["spec", "result"]))]
+        field = data.draw(st.sampled_from(sorted(part)) | st.text(max_size=3))
+        if data.draw(st.booleans()):
+            part.pop(field, None)
+        else:
+            part[field] = data.draw(odd)
+    write_record(folder / "a.json", changed)
+    try:
+        record = records.read_record((folder / "a.json").read_text(encoding="utf-8"), "a.json")
+    except records.DamagedRecordError:
+        assert read(folder) == {}
+        return
+    key = Spec(**record["spec"]).key
+    (folder / "a.json").replace(folder / f"{key}.json")
+    known = read(folder)
+    assert list(known) == [key]
+    write_table(folder / "odd.jsonl", known.values())
+    assert [json.dumps(one) for one in curves("odd", folder)] == [json.dumps(one) for one in known.values()]
+    [row] = results("odd", folder)
+    assert row["seed"] == record["spec"]["seed"] and row["dataset"] == record["result"]["dataset"]
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "value"),
+    [("spec", "epochs", True), ("result", "steps", 2**63), ("result", "device", "\ud800"), ("result", "torch", "2\n")],
+)
+def test_what_no_table_can_hold_is_refused(
+    folder: Path, record: dict[str, Any], part: str, name: str, value: object
+) -> None:
+    write_record(folder / "a.json", record | {part: record[part] | {name: value}})
+    with pytest.raises(records.DamagedRecordError, match=f"a.json has .* as '{name}' in '{part}'"):
+        records.read_record((folder / "a.json").read_text(encoding="utf-8"), "a.json")
+
+
+def packed(**changes: Any) -> bytes:
+    """A small packed MNIST, with other arrays in some places; None leaves one out."""
+    images = np.arange(5 * 28 * 28, dtype=np.uint8).reshape(5, 28, 28)
+    labels = images[:, 0, 0] % 10
+    arrays = dict(zip(datasets.KEYS, (images, labels, images, labels), strict=True))
+    file = io.BytesIO()
+    np.savez(file, **{name: array for name, array in (arrays | changes).items() if array is not None})
+    return file.getvalue()
+
+
+def outcome(path: Path) -> dict[str, Any] | None:
+    """The arrays of a packed file; None if it was set aside with a warning."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        arrays = datasets._read_or_set_aside(path, datasets.KNOWN["mnist"])
+    assert (arrays is None) == any("is not a packed MNIST file" in str(one.message) for one in said)
+    assert path.exists() == (arrays is not None)
+    return arrays
+
+
+@fuzz
+@given(data=st.data())
+def test_damaged_bytes_of_a_packed_file(folder: Path, data: st.DataObject) -> None:
+    clear(folder)
+    path = folder / "mnist.npz"
+    path.write_bytes(packed())
+    right = outcome(path)
+    path.write_bytes(damaged(data, path.read_bytes()))
+    arrays = outcome(path)
+    assert arrays is None or all(np.array_equal(arrays[key], right[key]) for key in right)
+
+
+ODD_ARRAYS = st.one_of(
+    st.none(),
+    st.sampled_from([np.float16, np.int64, np.bool_, np.complex64, object, "U3", "M8[s]"]).map(
+        lambda kind: np.zeros((5, 28, 28)).astype(kind)
+    ),
+    st.lists(st.integers(0, 30), max_size=4).map(lambda shape: np.zeros(shape, np.uint8)),
+    st.integers(0, 255).map(lambda label: np.full(5, label, np.uint8)),
+)
+
+
+@fuzz
+@given(name=st.sampled_from(datasets.KEYS), array=ODD_ARRAYS)
+def test_packed_files_with_odd_arrays(folder: Path, name: str, array: Any) -> None:
+    clear(folder)
+    path = folder / "mnist.npz"
+    path.write_bytes(packed(**{name: array}))
+    outcome(path)
+
+
+@pytest.mark.parametrize("rows", [10**6, 10**9, 10**15, -1, 2**63])
+def test_a_packed_file_that_claims_more_than_it_has(folder: Path, rows: int) -> None:
+    clear(folder)
+    path = folder / "mnist.npz"
+    with zipfile.ZipFile(io.BytesIO(packed())) as old, zipfile.ZipFile(path, "w") as new:
+        for name in old.namelist():
+            content = old.read(name)
+            if name == "train_images.npy":
+                header = f"{{'descr': '|u1', 'fortran_order': False, 'shape': ({rows}, 28, 28), }}"
+                content = content[:10] + header.encode().ljust(117) + b"\n" + content[128:]
+            new.writestr(name, content)
+    assert outcome(path) is None
