@@ -42,6 +42,8 @@ def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
     commands.add_parser("pdf", help="print the chapters executed last as one PDF, with Chromium")
     notebooks = commands.add_parser("notebooks", help="write the chapters as Colab and Kaggle show them best")
     notebooks.add_argument("--out", type=Path, default=Path("_build/notebooks"), help="folder of the notebooks")
+    student = commands.add_parser("student", help="write these notebooks without their solutions")
+    student.add_argument("--out", type=Path, default=Path("_build/student"), help="folder of the notebooks")
     benchmark = commands.add_parser("benchmark", help="measure what every projection costs")
     benchmark.add_argument("--device", choices=DEVICES, default="cpu", help="where to measure; by default the CPU")
     benchmark.add_argument("--out", type=Path, default=Path("data/results"), help="folder of the table and the picture")
@@ -124,10 +126,10 @@ def run(chosen: argparse.Namespace) -> None:
         from subspace_lib.press import build, pages
 
         pages.print_book(build.ROOT)
-    elif chosen.command == "notebooks":
+    elif chosen.command in ("notebooks", "student"):
         from subspace_lib.press import build, takeaway
 
-        takeaway.write_notebooks(build.ROOT, chosen.out)
+        takeaway.write_notebooks(build.ROOT, chosen.out, solutions=chosen.command == "notebooks")
     elif chosen.command == "benchmark":
         from subspace_lib.press.figures import write_benchmark_picture
         from subspace_lib.study.benchmark import run_benchmark

@@ -15,15 +15,19 @@ Works = Mapping[str, tuple[str, str, str]]
 HIDDEN = {"hide-cell", "hide-input", "remove-input", "setup"}
 
 
-def write_notebooks(root: Path, folder: Path) -> None:
-    """Write the chapters of a checkout, as ``plain_notebook`` makes them, into a folder.
+def write_notebooks(root: Path, folder: Path, solutions: bool = True) -> None:
+    """Write the chapters of a checkout, as ``plain_notebook`` makes them, into a folder; for students no solutions.
 
     Raises
     ------
     ValueError
-        If a chapter is no notebook, or holds what has no plain form; the message names it.
+        If a chapter is no notebook, or holds what has no plain form; the message names it. Or if the folder is the
+        one of the chapters themselves.
     """
     import yaml
+
+    if folder.resolve() == (root / "book").resolve():
+        raise ValueError(f"{folder} holds the chapters themselves; choose another folder")
 
     address = yaml.safe_load((root / "_config.yml").read_text(encoding="utf-8")).get("html", {}).get("baseurl", "")
     references = root / "book" / "references.bib"
@@ -32,11 +36,26 @@ def write_notebooks(root: Path, folder: Path) -> None:
     for name in chapter_names(root / "book"):
         path = root / "book" / f"{name}.ipynb"
         try:
-            notebook = plain_notebook(read_notebook(path), works, address)
+            chapter = read_notebook(path)
+            notebook = plain_notebook(chapter if solutions else without_solutions(chapter), works, address)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
         with replaced_atomically(folder / path.name) as temporary:
             temporary.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def without_solutions(notebook: dict[str, Any]) -> dict[str, Any]:
+    """The notebook with an empty cell for each folded one of an exercise, and with no outputs."""
+    cells, heading = [], ""
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "markdown":
+            heading = (re.findall(r"(?m)^#{1,3} .+", "".join(cell["source"])) or [heading])[-1]
+        elif cell["cell_type"] == "code":
+            cell = {**cell, "execution_count": None, "outputs": []}
+            if heading.startswith("### Exercise ") and "hide-cell" in cell["metadata"].get("tags", []):
+                cell |= {"metadata": {}, "source": []}
+        cells.append(cell)
+    return {**notebook, "cells": cells}
 
 
 def plain_notebook(notebook: Mapping[str, Any], works: Works, address: str) -> dict[str, Any]:
