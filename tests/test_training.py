@@ -746,3 +746,20 @@ def test_a_run_that_diverges_in_a_pool_says_so():
     with multiprocessing.get_context("spawn").Pool(1) as pool, pytest.raises(DivergedError, match="^words$") as caught:
         pool.apply(raised, (error,))
     assert caught.value.history == EXAMPLES["history"]
+
+
+@pytest.mark.parametrize("project", [lambda net: net, in_a_subspace])
+def test_images_lie_as_their_network_wants_them(project):
+    """Channels last before convolutions; as they came before anything else, which would copy them back."""
+    seen = {}
+
+    class Looks(nn.Module):
+        def forward(self, x):
+            seen[kind] = x.is_contiguous()
+            return x
+
+    data = Data((torch.randn(12, 3, 5, 5), torch.arange(12) % 3), None)
+    for kind, layers in {"plain": [nn.Flatten()], "convolution": [nn.Conv2d(3, 2, 3), nn.Flatten()]}.items():
+        net = nn.Sequential(Looks(), *layers, nn.Linear(75 if kind == "plain" else 18, 3))
+        fit(project(net), data, epochs=1, lr=0.1, batch_size=4)
+    assert seen == {"plain": True, "convolution": False}

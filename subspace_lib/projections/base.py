@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import itertools
 import math
 from abc import ABCMeta, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -132,10 +131,6 @@ class Projection(nn.Module, metaclass=_Drawn):
         """``pull``, for a family that uses v as a buffer."""
         return self._multiply_transposed(v)
 
-    def _pull_from(self, pieces: Sequence[Tensor], room: Tensor) -> Tensor:
-        """``pull_from``, for a family that reads the pieces where they lie."""
-        return self._pull(torch.cat(list(pieces), out=room))
-
     def write(self, theta0: Tensor, z: Tensor, out: Tensor) -> None:
         """Write theta0 + P z into ``out``, for vectors, outside autograd."""
         with in_own_type(z):
@@ -145,11 +140,6 @@ class Projection(nn.Module, metaclass=_Drawn):
         """P^T v for a vector v that the caller gives up, outside autograd."""
         with in_own_type(v):
             return self._pull(v)
-
-    def pull_from(self, pieces: Sequence[Tensor], room: Tensor) -> Tensor:
-        """P^T v for v in pieces, outside autograd; v may be laid into ``room``, the pieces stay as they are."""
-        with in_own_type(room):
-            return self._pull_from(pieces, room)
 
     @classmethod
     def option_names(cls) -> list[str]:
@@ -280,18 +270,6 @@ def generator(seed: int) -> torch.Generator:
 def wide(dtype: torch.dtype) -> torch.dtype:
     """The type in which sums are made: float32 for half precision, else the type itself."""
     return torch.promote_types(dtype, torch.float32)
-
-
-SMALL_PIECE = 2**16
-"""Neighbours of fewer numbers are joined: a copy of so few costs less than one more operation."""
-
-
-def joined(pieces: Sequence[Tensor]) -> list[Tensor]:
-    """The pieces in a row, small neighbours as one."""
-    runs = [list(run) for _, run in itertools.groupby(pieces, lambda piece: len(piece) < SMALL_PIECE)]
-    return [
-        piece for run in runs for piece in ([torch.cat(run)] if len(run) > 1 and len(run[0]) < SMALL_PIECE else run)
-    ]
 
 
 def in_own_type(x: Tensor) -> contextlib.AbstractContextManager[Any]:

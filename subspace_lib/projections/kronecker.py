@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from subspace_lib.projections.base import Projection, generator, joined
+from subspace_lib.projections.base import Projection, generator
 
 COLUMNS_OF_A = 32
 """At least so many, so that the rows of A are nearly equally long."""
@@ -88,23 +87,10 @@ class KroneckerProjection(Projection):
         return (self.A.T @ (V @ self.B)).reshape(*v.shape[:-1], -1)[..., : self.d]
 
     def _pull(self, v: Tensor) -> Tensor:
-        return self._pull_from([v], v)
-
-    def _pull_from(self, pieces: Sequence[Tensor], room: Tensor) -> Tensor:
-        VB = self.B.new_zeros(len(self.A), self.B.shape[1])
-        row, filled = 0, 0  # where the next piece begins
-        for piece in joined(pieces):
-            piece = piece.to(self.dtype)
-            head = min(-filled % len(self.B), len(piece))  # ends a row that is begun
-            VB[row] += piece[:head] @ self.B[filled : filled + head]
-            row, filled = divmod(row * len(self.B) + filled + head, len(self.B))
-            count, rest = divmod(len(piece) - head, len(self.B))
-            whole, last = piece[head:].split([count * len(self.B), rest])
-            torch.mm(whole.view(count, len(self.B)), self.B, out=VB[row : row + count])
-            if rest:
-                VB[row + count] += last @ self.B[:rest]
-                filled = rest
-            row += count
+        whole, rest = self._cut(v)
+        VB = whole @ self.B
+        if self._rest:
+            VB = torch.cat([VB, (rest @ self.B[: self._rest])[None]])
         return (self.A.T @ VB).view(-1)[: self.d]
 
     def _cut(self, v: Tensor) -> tuple[Tensor, Tensor]:

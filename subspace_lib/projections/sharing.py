@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
-from subspace_lib.projections.base import Projection, generator, joined, wide
+from subspace_lib.projections.base import Projection, generator, wide
 
 CHUNK = 2**18
 """Weights at a time where PyTorch wants indices of 64 bits: made of those of 32 bits within the caches."""
@@ -60,21 +58,12 @@ class OneHotProjection(Projection):
         torch.index_select((z * self.signed_scale).view(-1), 0, self.entry, out=out).add_(theta0)
 
     def _multiply_transposed(self, v: Tensor) -> Tensor:
-        return self._pull_from([v], v)
-
-    def _pull_from(self, pieces: Sequence[Tensor], room: Tensor) -> Tensor:
-        batch = pieces[0].shape[:-1]
-        # One table for each half of a piece, so that two threads can fill them; an odd number goes into the first.
-        sums = pieces[0].new_zeros(*batch, 2, 2 * self.d, dtype=wide(self.dtype))
-        start = 0
-        for piece in joined(pieces) if len(pieces) > 1 else pieces:
-            for v in piece.split(CHUNK, dim=-1):
-                half = v.shape[-1] // 2
-                index = self.entry[start : start + v.shape[-1]].long()
-                halves = v[..., : 2 * half].unflatten(-1, (2, half)).to(sums.dtype)
-                sums.scatter_add_(-1, index[: 2 * half].view(2, half).expand_as(halves), halves)
-                if v.shape[-1] % 2:
-                    odd = v[..., -1:].to(sums.dtype)
-                    sums[..., 0, :].scatter_add_(-1, index[-1:].expand_as(odd), odd)
-                start += v.shape[-1]
-        return (sums.view(*batch, 2, 2, self.d) * self.signed_scale).sum((-3, -2)).to(self.dtype)
+        # One table for each half of a chunk, so that two threads can fill them; an odd number goes into the first.
+        sums = v.new_zeros(*v.shape[:-1], 2, 2 * self.d, dtype=wide(v.dtype))
+        for part, entry in zip(v.split(CHUNK, dim=-1), self.entry.split(CHUNK), strict=True):
+            half, index = len(entry) // 2, entry.long()
+            halves, odd = part[..., : 2 * half].unflatten(-1, (2, half)), part[..., 2 * half :]
+            sums.scatter_add_(-1, index[: 2 * half].view(2, half).expand_as(halves), halves.to(sums.dtype))
+            if len(entry) % 2:
+                sums[..., 0, :].scatter_add_(-1, index[-1:].expand_as(odd), odd.to(sums.dtype))
+        return (sums.view(*v.shape[:-1], 2, 2, self.d) * self.signed_scale).sum((-3, -2)).to(v.dtype)
