@@ -60,7 +60,7 @@ function drawing(lab) {
     if (!p) return verdict.textContent = "There is no network yet: train one first.";
     const [first, second] = [...p.keys()].sort((a, b) => p[b] - p[a]);
     canvas.dataset.guess = first;
-    verdict.textContent = `The network reads a ${first} (${percent(p[first])}), or else a ${second} (${percent(p[second])}).`;
+    verdict.textContent = `${p[first] < 0.5 ? "The network is not sure: perhaps" : "The network reads"} a ${first} (${percent(p[first])}), or else a ${second} (${percent(p[second])}).`;
   }
 
   function clear() {

@@ -14,18 +14,17 @@ KINDS.link = lab => {
   let rounded = [], spec = null;
 
   function draw() {
-    const largest = rounded.at(-1)?.bytes ?? 1000;
     const picture = chart({
       x: [10, 10000], y: [0, 1], log: true, xTicks: [10, 100, 1000, 10000], yTicks: [0, 0.5, 1], xLabel: "bytes of the file",
       yLabel: "accuracy, at 1 to 32 bits a number", name: "Accuracy against bytes of the file",
     });
-    const points = rounded.map(({ bytes, accuracy }) => [Math.min(bytes, 10000), accuracy]);
+    const points = rounded.map(({ bytes, accuracy }) => [bytes, accuracy]);
     picture.line(points, "first");
     picture.points(points, "first");
     const now = rounded.find(one => one.bits === lab.value("bits"));
     if (now) {
-      picture.points([[Math.min(now.bytes, 10000), now.accuracy]], "chosen");
-      picture.say(`${now.bytes} bytes, ${percent(now.accuracy)}; not rounded ${largest} bytes`);
+      picture.points([[now.bytes, now.accuracy]], "chosen");
+      picture.say(`${now.bytes} bytes, ${percent(now.accuracy)}`);
       size.textContent = `${grouped(now.bytes)} bytes: ${percent(now.accuracy)} of ${grouped(lab.config.data.test)} digits. Mark of the network: ${now.mark}.`;
       lab.root.dataset.accuracy = now.accuracy.toFixed(4);
       lab.root.dataset.mark = now.mark;

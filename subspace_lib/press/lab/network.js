@@ -22,8 +22,9 @@ Object.assign(JOBS, {
 
   // The network of a link: seeds give theta0 and P, the text gives z.
   async link({ spec, bits, text, mine, tell }) {
-    const run = network = untrained(spec), z = wordOf(text, bits, spec.d);
+    const z = wordOf(text, bits, spec.d);
     if (!z) return { ended: "damaged" };
+    const run = network = untrained(spec);
     run.z.set(z);
     run.P.write(run.theta0, run.z, run.theta);
     const read = await test(run.net, run.theta, mine);

@@ -6,7 +6,7 @@ const DAMAGED = "The address of this page held a set-up that is damaged or of an
 
 // An element with its attributes and children; text stays text, whatever it holds.
 function el(tag, attributes = {}, ...children) {
-  const svg = /^(svg|g|path|polyline|line|text|circle|title)$/.test(tag);
+  const svg = /^(svg|g|polyline|line|text|circle)$/.test(tag);
   const node = svg ? document.createElementNS("http://www.w3.org/2000/svg", tag) : document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
     if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
