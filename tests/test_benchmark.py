@@ -35,6 +35,8 @@ def test_rows_add_up(quick):
         assert 0 < row["step_low"] <= row["step_over_direct"] <= row["step_high"]
         assert row["forward_bytes"] >= 4 * (row["D"] + row["d"])
         assert min(row["forward_ms"], row["adjoint_ms"], row["bandwidth_share"], row["adjoint_share"]) > 0
+        two_way = (row["projection"], row["layout"]) == ("sparse", "")
+        assert ("products_over_direct" in row) == two_way, "both products beside the best of PyTorch's formats"
     assert {(row["part"], row["D"], row["d"]) for row in rows if row["part"] != "step"} == {
         ("d", 6210, 10),
         ("d", 6210, 100),

@@ -109,7 +109,7 @@ def benchmark(
         ``part`` ("step", "d" or "D"), the sizes, milliseconds, ``step_over_direct`` with its quartiles, on a GPU the
         same inside a CUDA graph, the bytes kept a weight, the bytes that a forward product must move and the share of
         the measured copy bandwidth that this is, and ``build_peak``, the most memory used while building over what is
-        kept.
+        kept; for "sparse" also both its products over PyTorch's best, ``products_over_direct``, with quartiles.
     """
     bandwidth = copy_bandwidth(device)
     D = count_parameters(MLP(in_features))
@@ -128,6 +128,8 @@ def benchmark(
             row |= product_costs(P, rounds if P.nbytes < 2**30 else FEW, bandwidth) | step
             if device == "cpu" and group is light and sys.platform == "linux":
                 row["build_peak"] = build_peak(row["projection"], D, d)
+            if row["projection"] == "sparse" and not row["layout"]:
+                row |= beside_pytorchs_best(P, rounds)
             yield row
     sizes = [("d", D, size) for size in scale_d if size <= D] + [("D", size, SCALE_FIXED_D) for size in scale_D]
     for part, rows, columns in sizes:
@@ -142,6 +144,17 @@ def copy_bandwidth(device: str) -> float:
     source = torch.ones(2**26, device=device)
     target = torch.empty_like(source)
     return 1000 * 2 * source.nbytes / milliseconds(lambda: target.copy_(source), device, 9)
+
+
+@torch.no_grad()
+def beside_pytorchs_best(P: Projection, rounds: int) -> Row:
+    """Both products of the two-way layout beside PyTorch's best formats: rows for P z, columns for the transpose."""
+    by_rows, by_columns = (
+        make_projection("sparse", P.D, P.d, P.seed, layout=layout).to(P.device) for layout in ("csr", "csc")
+    )
+    z, v = torch.randn(P.d, device=P.device), torch.randn(P.D, device=P.device)
+    best, ours = (lambda: (by_rows(z), by_columns.adjoint(v))), (lambda: (P(z), P.adjoint(v)))
+    return in_turns("products", best, ours, device=P.device.type, rounds=rounds)[0]
 
 
 @torch.no_grad()
@@ -189,7 +202,7 @@ def step_costs(projections: Sequence[Projection], in_features: int, rounds: int)
 
 
 def in_turns(
-    name: str, direct: Callable[[], None] | str, *steps: Callable[[], None] | str, device: str, rounds: int
+    name: str, direct: Callable[[], object] | str, *steps: Callable[[], object] | str, device: str, rounds: int
 ) -> list[Row]:
     """Time one step of each in turn, each beside a direct one; a step that could not be made is the reason why."""
     pairs: list[list[tuple[float, float]]] = [[] for _ in steps]
