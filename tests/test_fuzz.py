@@ -1,9 +1,10 @@
-"""Damaged records and packed data, drawn anew by hypothesis: every outcome is an error of ours, or right.
+"""Damaged records, packed data and addresses, drawn anew by hypothesis: every outcome is an error of ours, or right.
 
-Checkpoints have theirs in test_checkpoint.py, links of the laboratory in test_lab.py. SUBSPACE_FUZZ is the number of
-examples of each: 60 in the suite (seconds), 100000 for an hour of it.
+Checkpoints have theirs in test_checkpoint.py. SUBSPACE_FUZZ is the number of examples of each: 60 in the suite
+(seconds), 20000 for about an hour.
 """
 
+import base64
 import io
 import json
 import os
@@ -218,3 +219,91 @@ def test_a_packed_file_that_claims_more_than_it_has(folder: Path, rows: int) -> 
                 content = content[:10] + header.encode().ljust(117) + b"\n" + content[128:]
             new.writestr(name, content)
     assert outcome(path) is None
+
+
+LAB = Path(records.__file__).parents[1] / "press" / "lab"
+READ = """
+([page, engine, network]) => {
+  const root = document.querySelector("div"), here = { hash: "" };
+  const [Laboratory, DAMAGED] = new Function("location", page + "; return [Laboratory, DAMAGED];")(here);
+  const wordOf = new Function(engine + "; const JOBS = {};" + network + "; return wordOf;")();
+  window.open_all = cases => cases.map(([hash, text, bits, d]) => {
+    here.hash = hash;
+    const lab = new Laboratory(root);
+    lab.field("d", "d", [100, 200], 100);
+    lab.field("family", "family", ["hadamard", "dense"], "dense", { kind: "radio" });
+    const z = wordOf(text, bits, d);
+    return [lab.complaint === DAMAGED, lab.complaint, lab.value("d"), lab.value("family"), z && Array.from(z)];
+  });
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def addresses(chromium: str) -> Any:
+    """A page that reads many addresses at once as the laboratory does."""
+    from playwright.sync_api import sync_playwright
+
+    from subspace_lib.press.pages import FLAGS
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+        page = browser.new_page()
+        page.set_content('<div class="subspace-lab" data-lab="plane"><template class="setup">{}</template></div>')
+        page.evaluate(
+            READ, [(LAB / name).read_text(encoding="utf-8") for name in ("page.js", "engine.js", "network.js")]
+        )
+        yield page
+        browser.close()
+
+
+RIGHT = "#lab=plane&v=1&n=1&d=200&family=hadamard"
+LINKS = st.one_of(
+    st.builds(
+        lambda place, length, new: RIGHT[:place] + new + RIGHT[place + length :],
+        st.integers(0, len(RIGHT)),
+        st.integers(0, 9),
+        st.text(max_size=4),
+    ),
+    st.lists(
+        st.tuples(
+            st.sampled_from(["lab", "v", "n", "d", "family", "__proto__"]), st.text("0123456789-.e%&=<>a", max_size=6)
+        ),
+        max_size=6,
+    ).map(lambda pairs: "#" + "&".join(f"{name}={value}" for name, value in pairs)),
+    st.integers(0, 30_000).map(lambda length: RIGHT + "0" * length),
+    st.text(max_size=20).map("#lab={}".format),
+)
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> tuple[str, str, int, int]:
+    """An address, and the letters of a z with b bits a number and d of them: of the right length, or any."""
+    bits, d = draw(st.sampled_from([1, 2, 3, 4, 5, 6, 8, 32])), draw(st.sampled_from([10, 100, 2000]))
+    length = 4 + -(-d * bits // 8) + draw(st.sampled_from([0, 0, 0, 1, -1]))
+    written = base64.urlsafe_b64encode(draw(st.binary(min_size=5, max_size=9)).ljust(length, b"7")[:length]).decode()
+    return draw(LINKS), draw(st.just(written.rstrip("=")) | st.text("ABwxz019-_=+/ %é", max_size=40)), bits, d
+
+
+@pytest.mark.browser
+def test_a_right_address_is_read(addresses: Any) -> None:
+    letters = base64.urlsafe_b64encode(b"\x3f\x80\x00\x00\xff\x00").decode().rstrip("=")  # range 1, ten levels
+    [(damaged, said, d, family, z)] = addresses.evaluate("cases => open_all(cases)", [(RIGHT, letters, 1, 10)])
+    assert (damaged, said, d, family) == (False, "", 200, "hadamard")
+    assert len(z) == 10 and len(set(z[:8])) == len(set(z[8:])) == 1 and z[0] > z[9]
+
+
+@pytest.mark.browser
+@settings(fuzz, max_examples=max(1, EXAMPLES // 4))
+@given(cases=st.lists(cases(), min_size=20, max_size=40))
+def test_addresses_of_the_laboratory(addresses: Any, cases: list[tuple[str, str, int, int]]) -> None:
+    """Each gives an allowed set-up, and the usual one where it is not plainly another; each z has d finite numbers."""
+    cases = [(link.encode("utf-8", "ignore").decode(), *rest) for link, *rest in cases]
+    for (link, _, _, columns), (damaged, said, d, family, z) in zip(
+        cases, addresses.evaluate("cases => open_all(cases)", cases), strict=True
+    ):
+        assert damaged or said == ""
+        assert d in (100, 200) and family in ("hadamard", "dense")
+        if not link.startswith("#lab="):
+            assert (damaged, d, family) == (False, 100, "dense")
+        assert z is None or (len(z) == columns and all(isinstance(one, int | float) for one in z))

@@ -16,7 +16,13 @@ from subspace_lib.press.status import CLEAN, status_tables
 from subspace_lib.press.takeaway import write_notebooks
 from subspace_lib.processes import end, start, tied
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+BROWSERS = (
+    *("chromium", "chromium-browser", "google-chrome", "chrome", "msedge"),
+    "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
+    r"C:\Program Files\Google\Chrome\Application\chrome.exe",
+    r"C:\Program Files (x86)\Microsoft\Edge\Application\msedge.exe",
+)
+"""Names on the PATH, and where macOS and Windows have theirs."""
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 FLAGS += ["--disable-component-update", "--disable-sync"]
 PRINT_TIMEOUT = 1200  # seconds
@@ -136,7 +142,7 @@ def print_page(page: Path, pdf: Path) -> None:
 
 
 def find_browser() -> str | None:
-    """Chromium on the PATH; None if there is none."""
+    """Chromium, or one of its kind; None if there is none."""
     return next(filter(None, map(shutil.which, BROWSERS)), None)
 
 
