@@ -105,18 +105,24 @@ function sparse(D, d, entries) {
 }
 
 // The Hadamard transform of blocks of n rows, in place; row i of a block holds `side` numbers, one for each block
-// that lies beside the others.
+// that lies beside the others. Each pass over the memory does two steps, and where their number is odd the last does one.
 function transform(x, from, n, side) {
   const end = from + n * side;
-  for (let half = side; half < n * side; half *= 2) {
-    for (let start = from; start < end; start += 2 * half) {
-      for (let i = start, middle = start + half; i < middle; i++) {
-        const a = x[i], b = x[i + half];
-        x[i] = a + b;
-        x[i + half] = a - b;
+  let half = side;
+  for (; 4 * half <= n * side; half *= 4) {
+    for (let start = from; start < end; start += 4 * half) {
+      for (let i = start, stop = start + half; i < stop; i++) {
+        const a = x[i] + x[i + half], b = x[i] - x[i + half];
+        const c = x[i + 2 * half] + x[i + 3 * half], d = x[i + 2 * half] - x[i + 3 * half];
+        x[i] = a + c;
+        x[i + half] = b + d;
+        x[i + 2 * half] = a - c;
+        x[i + 3 * half] = b - d;
       }
     }
   }
+  if (half === n * side) return;
+  for (let i = from; i < from + half; i++) [x[i], x[i + half]] = [x[i] + x[i + half], x[i] - x[i + half]];
 }
 
 // Blocks of n rows; each spreads z over all its weights: signs, a Hadamard transform, signs. A group holds `count`
