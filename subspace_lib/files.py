@@ -26,6 +26,8 @@ def replaced_atomically(path: Path) -> Iterator[Path]:
     """
     path = Path(os.path.realpath(path))
     mode = 0o666
+    if path.is_symlink():  # still, so it leads nowhere
+        raise OSError(errno.ELOOP, "links that lead in a circle; give another path", str(path))
     if path.exists():
         mode = path.stat().st_mode
         if not stat.S_ISREG(mode):

@@ -52,6 +52,10 @@ def test_modes_links_and_what_is_no_file(tmp_path, monkeypatch):
     write(link)
     assert link.is_symlink()
     assert path.read_text() == "new"
+    (tmp_path / "round").symlink_to(tmp_path / "and round")
+    (tmp_path / "and round").symlink_to(tmp_path / "round")
+    with pytest.raises(OSError, match="lead in a circle"):
+        write(tmp_path / "round")
     for no_file in (tmp_path, Path("/dev/null")):
         with pytest.raises(OSError, match="not a regular file"):
             write(no_file)

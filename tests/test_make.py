@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -76,3 +77,9 @@ def test_colab_sees_its_own_widgets_first_and_no_checkout(
     assert command[1:] == [str(ROOT / "tests" / "colab.py"), str(ROOT)]
     first, second = told["PYTHONPATH"].split(os.pathsep)
     assert first == install[-3] and Path(second).name.endswith("-packages")
+
+
+def test_without_a_checkout_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr("subspace_lib.press.build.ROOT", tmp_path)
+    assert [__main__.main([target]) for target in ("lint", "colab")] == [2, 2]
+    assert "this command works in a checkout" in capsys.readouterr().err

@@ -33,7 +33,10 @@ def run_task(name: str, root: Path) -> None:
     ------
     BookError
         If one fails; the message names it.
+    ValueError
+        If this is no checkout.
     """
+    _check_checkout(root)
     for command in TASKS[name]:
         _run([sys.executable, "-m", *command], root, {"OMP_NUM_THREADS": "1", "PYTHONUTF8": "1"})
 
@@ -45,7 +48,10 @@ def run_as_colab(root: Path) -> None:
     ------
     BookError
         If a chapter fails.
+    ValueError
+        If this is no checkout.
     """
+    _check_checkout(root)
     packages = root / ".venv" / "colab"
     if not packages.is_dir():
         install = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
@@ -53,6 +59,11 @@ def run_as_colab(root: Path) -> None:
     told = {"SUBSPACE_DATA": os.environ.get("SUBSPACE_DATA", str(root / "data")), "OMP_NUM_THREADS": "1"}
     told["PYTHONPATH"] = os.pathsep.join((str(packages), sysconfig.get_path("purelib")))
     _run([sys._base_executable, str(root / "tests" / "colab.py"), str(root)], root, told)  # type: ignore[attr-defined]
+
+
+def _check_checkout(root: Path) -> None:
+    if not (root / "Makefile").is_file():
+        raise ValueError(f"no Makefile in {root}; this command works in a checkout of the repository")
 
 
 def _run(command: Sequence[str], root: Path, told: Mapping[str, str]) -> None:
