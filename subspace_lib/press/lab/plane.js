@@ -32,7 +32,7 @@ KINDS.plane = lab => {
       yLabel: "loss: dashed on the digits it trains on", name: "Loss against epochs" })];
     accuracy.replaceChildren(charts[0].root);
     loss.replaceChildren(charts[1].root);
-    const before = lab.runs.slice(0, -1).map(run => `${movable(run.spec)} ${percent(run.curve.at(-1).accuracy)}`);
+    const before = lab.runs.slice(0, -1).map(run => `${percent(run.curve.at(-1).accuracy)} (${movable(run.spec)})`);
     earlier.textContent = before.length ? `Your earlier runs, in grey: ${before.join(", ")}.` : "";
     lab.runs.forEach((run, i) => {
       const now = i === lab.runs.length - 1;
