@@ -38,7 +38,14 @@ def write(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None
     tensors = {name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}
     description = json.dumps(about | {"checksum": checksum(tensors, about)})
     with replaced_atomically(path) as temporary:
-        save_file(tensors, temporary, {"format": FILE_FORMAT, "description": description})
+        try:
+            save_file(tensors, temporary, {"format": FILE_FORMAT, "description": description})
+        except KeyError as error:
+            held = {name_of(tensor.dtype): name for name, tensor in tensors.items()}
+            raise ValueError(
+                f"cannot save numbers of the type {error}, which safetensors files do not hold (one of each type here: "
+                f"{held}); convert the buffer, or register it with persistent=False"
+            ) from None
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

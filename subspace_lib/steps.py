@@ -216,7 +216,11 @@ class SideBySide(Runs):
     def each(self, measure: Measure, inputs: Tensor, targets: Tensor) -> Tensor:
         def call(theta: Tensor, buffers: State) -> Any:
             tensors = self.models[0].cut(theta) | buffers
-            return measure(torch.func.functional_call(self.net, tensors, (x,), tie_weights=False), targets)
+            outputs = torch.func.functional_call(self.net, tensors, (x,), tie_weights=False)
+            for name, buffer in buffers.items():
+                if tensors[name] is not buffer:  # the network has put another tensor in its place
+                    buffer.copy_(tensors[name].detach())
+            return measure(outputs, targets)
 
         x = self.laid_out(inputs)
         with types_explained(self.net, inputs):

@@ -79,7 +79,7 @@ class SubspaceModel(nn.Module):
         self.P = P
         self.z = nn.Parameter(theta0.new_zeros(P.d))
         self.theta0_seed: int | None = None
-        self._made: dict[str, int] = {}
+        self._made: dict[str, tuple[Any, ...]] = {}
         self.register_buffer("theta0", theta0)
         self._plain = (emptied(net),)  # in a tuple, so that it is no part of this module
         self.net = hollow(self._plain[0], net)
@@ -110,7 +110,8 @@ class SubspaceModel(nn.Module):
     def _drawn_from(self, seed: int) -> Self:
         """Remember the seed, and what the factory made beside theta0, which need not be saved."""
         self.theta0_seed = seed
-        self._made = {name: checkpoint.checksum({"": tensor}) for name, tensor in kept(self.net).items()}
+        self._made = {name: _form(tensor) for name, tensor in kept(self.net).items()}
+        self._made |= dict.fromkeys(_empty_places(self.net), ())
         return self
 
     def theta(self) -> Tensor:
@@ -190,7 +191,13 @@ class SubspaceModel(nn.Module):
             raise ValueError(f"cannot save a {type(self.P).__name__}: only the families of PROJECTIONS can be rebuilt")
         seeded = self.theta0_seed is not None
         beside = kept(self.net)
-        made = [name for name, t in beside.items() if seeded and self._made.get(name) == checkpoint.checksum({"": t})]
+        if seeded:
+            self._check_buffers(beside)
+        made = [
+            name
+            for name, t in beside.items()
+            if seeded and self._made[name] == _form(t) and _marks([t]).isfinite().all()
+        ]
         for name in beside.keys() - set(made):
             if beside[name].layout is not torch.strided:
                 raise ValueError(
@@ -205,7 +212,9 @@ class SubspaceModel(nn.Module):
         extra = {}
         for name, module in _with_extra_state(self.net).items():
             state = module.get_extra_state()
-            if isinstance(state, Tensor):
+            if type(module).set_extra_state is nn.Module.set_extra_state:
+                raise ValueError(f"cannot save {name!r}: it has extra state to give, but no set_extra_state to take it")
+            if isinstance(state, Tensor) and state.layout is torch.strided:
                 tensors[f"extra.{name}"] = state
             elif checkpoint.is_plain(state):
                 extra[name] = state
@@ -223,6 +232,17 @@ class SubspaceModel(nn.Module):
             "extra": extra,
         }
         checkpoint.write(Path(path), tensors, about)
+
+    def _check_buffers(self, beside: dict[str, Tensor]) -> None:
+        """Refuse buffers into which a network of the factory's could not be brought."""
+        for name, form in self._made.items():
+            if form and (name not in beside or _form(beside[name])[1:] != form[1:]):
+                raise ValueError(
+                    f"cannot save the buffer {name!r}: it is gone, or of another shape or kind than the factory makes "
+                    "it; let the factory make it as it is now, or register it with persistent=False"
+                )
+        if new := beside.keys() - self._made.keys():
+            raise ValueError(f"cannot save the buffer {min(new)!r}, which the factory does not make; register it there")
 
     @classmethod
     def load(cls, path: str | Path, factory: Callable[[], nn.Module]) -> Self:
@@ -356,8 +376,18 @@ _NOT_THE_SAME = (
 
 def _draw(factory: Callable[[], nn.Module], seed: int) -> nn.Module:
     with _DRAWING, torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        if isinstance(factory, nn.Module) or not callable(factory):
+            raise TypeError(f"factory must be a function that makes a network, got a {type(factory).__name__}")
         torch.manual_seed(seed)
-        return factory()
+        net = factory()
+        if not isinstance(net, nn.Module):
+            raise TypeError(f"factory must make a network, but made a {type(net).__name__}")
+        return net
+
+
+def _form(buffer: Tensor) -> tuple[Any, ...]:
+    """The checksum of a buffer, and what must be the same for another to be brought to it."""
+    return checkpoint.checksum({"": buffer}), buffer.shape, buffer.is_floating_point()
 
 
 def _version(theta: Tensor) -> int:

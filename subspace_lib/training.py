@@ -198,7 +198,7 @@ def fit_many(
     if not models or len(rates) != len(models):
         raise ValueError(f"got {len(models)} models and {len(rates)} learning rates; give one rate, or one a model")
     rates = [checks.positive("lr", rate) for rate in rates]
-    if len({(*model.layout(), model.z.dtype) for model in models}) > 1:
+    if any(_kind(model) != _kind(models[0]) for model in models):
         raise ValueError("the models differ in architecture or type; fit_many trains copies of one network")
     loop = Loop(data, epochs, seed, batch_size, patience, schedule, progress, on_epoch)
     device = loop.device(models[0])
@@ -239,6 +239,13 @@ def evaluate(
     runs = One(net, loss, metric)
     with explained(runs, "evaluation"):
         return runs.evaluate(rows, checks.integer("batch_size", batch_size, 1))[0]
+
+
+def _kind(model: SubspaceModel) -> list[Any]:
+    """What models have in common that one network can stand for: weights, buffers, layers, and what rests."""
+    layers = [(type(m), model.net.training and not m.training) for m in model.net.modules()]
+    buffers = [(name, buffer.shape, buffer.dtype) for name, buffer in model.net.named_buffers()]
+    return [model.layout(), model.z.dtype, layers, buffers, repr(model.net)]
 
 
 def _check_trainable(model: nn.Module) -> None:

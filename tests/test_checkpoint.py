@@ -1,6 +1,7 @@
 """Checkpoints: anybody's network, old files, files that lie, and files that were damaged."""
 
 import json
+import math
 import os
 import threading
 import tracemalloc
@@ -271,3 +272,76 @@ def test_seeds_that_would_draw_the_same_are_refused():
             SubspaceModel.from_seed(small, P, seed)
     with pytest.raises(TypeError, match="seed must be an integer"):
         SubspaceModel.from_seed(small, P, 1.5)
+
+
+class Buffers(nn.Module):
+    def __init__(self, buffer=None):
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+        self.register_buffer("kept", torch.ones(2) if buffer is None else buffer)
+
+
+def gone(net):
+    net.kept = None
+
+
+def grown(net):
+    net.kept = torch.ones(5)
+
+
+def of_another_kind(net):
+    net.kept = torch.ones(2, dtype=torch.int64)
+
+
+def added(net):
+    net.register_buffer("more", torch.ones(2))
+
+
+@pytest.mark.parametrize("change", [gone, grown, of_another_kind, added])
+def test_buffers_that_could_not_be_loaded_are_not_saved(change, tmp_path):
+    model = SubspaceModel.from_seed(Buffers, make_projection("one_hot", 15, 5), 0)
+    change(model.net)
+    with pytest.raises(ValueError, match="cannot save the buffer '(kept|more)'"):
+        model.save(tmp_path / "file")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_buffer_that_is_not_a_number_comes_back(tmp_path):
+    def make():
+        return Buffers(torch.tensor([math.nan, 1.0]))
+
+    SubspaceModel.from_seed(make, make_projection("one_hot", 15, 5), 0).save(tmp_path / "file")
+    kept = SubspaceModel.load(tmp_path / "file", make).net.kept
+    assert kept[0].isnan() and kept[1] == 1
+
+
+def test_types_that_no_file_holds_are_refused(tmp_path):
+    net = Buffers(torch.ones(2, dtype=torch.complex128))
+    with pytest.raises(ValueError, match="cannot save numbers of the type torch.complex128"):
+        SubspaceModel(net, make_projection("one_hot", 15, 5)).save(tmp_path / "file")
+    assert not list(tmp_path.iterdir())
+
+
+class Gives(nn.Linear):
+    def get_extra_state(self):
+        return 1
+
+
+class GivesSparse(Gives):
+    def get_extra_state(self):
+        return torch.eye(2).to_sparse()
+
+    def set_extra_state(self, state):
+        pass
+
+
+@pytest.mark.parametrize(("kind", "words"), [(Gives, "no set_extra_state"), (GivesSparse, "the extra state of ''")])
+def test_extra_state_that_could_not_be_loaded_is_not_saved(kind, words, tmp_path):
+    with pytest.raises(ValueError, match=words):
+        SubspaceModel(kind(4, 3), make_projection("one_hot", 15, 5)).save(tmp_path / "file")
+
+
+@pytest.mark.parametrize("factory", [nn.Linear(4, 3), None, lambda: None])
+def test_what_is_no_factory(factory):
+    with pytest.raises(TypeError, match="factory must (be a function that makes|make) a network"):
+        SubspaceModel.from_seed(factory, make_projection("one_hot", 15, 5), 0)

@@ -108,6 +108,66 @@ def test_bad_input(data):
         fit_many(models(with_batch_norm, RUNS[:1]), data, epochs=1, lr=[-1])
 
 
+class Other(nn.Linear):
+    pass
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: nn.Sequential(nn.Linear(8, 3), nn.Dropout(0.5)),
+        lambda: nn.Sequential(Other(8, 3), nn.Dropout(0.1)),
+        lambda: nn.Sequential(nn.Linear(8, 3), nn.Dropout(0.1).eval()),
+        lambda: nn.Sequential(nn.Linear(8, 3), nn.Dropout(0.1)).double(),
+    ],
+)
+def test_networks_that_differ_beside_their_weights_are_refused(make, data):
+    nets = [nn.Sequential(nn.Linear(8, 3), nn.Dropout(0.1)), make()]
+    pair = [SubspaceModel(net, make_projection("one_hot", 27, 5, dtype=net[0].weight.dtype)) for net in nets]
+    with pytest.raises(ValueError, match="the models differ in architecture or type"):
+        fit_many(pair, data, epochs=1, lr=0.1)
+    nets[1] = nn.Sequential(nn.Linear(8, 3), nn.Dropout(0.1))
+    nets[1].register_buffer("more", torch.zeros(2))
+    for one, other in (nets, nets[::-1]):
+        with pytest.raises(ValueError, match="the models differ in architecture or type"):
+            fit_many(
+                [SubspaceModel(net, make_projection("one_hot", 27, 5)) for net in (one, other)], data, epochs=1, lr=0.1
+            )
+
+
+class Centred(nn.Module):
+    """Follows the mean of its inputs, in a new tensor each time."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.last = nn.Linear(8, 8), nn.Linear(8, 3)
+        self.register_buffer("mean", torch.zeros(8))
+
+    def forward(self, x):
+        hidden = self.linear(x)
+        if self.training:
+            self.mean = 0.5 * self.mean + 0.5 * hidden.detach().mean(0)
+        return self.last(hidden - self.mean)
+
+
+def test_buffers_that_are_replaced_follow_each_run(data):
+    def pair():
+        torch.manual_seed(0)
+        return models(lambda seed: Centred(), [("one_hot", 20, 0), ("one_hot", 20, 1)])
+
+    together, alone = pair(), pair()
+    histories = fit_many(together, data, epochs=2, lr=0.02)
+    for run, model, history in zip(together, alone, histories, strict=True):
+        assert fit(model, data, epochs=2, lr=0.02).val_loss == pytest.approx(history.val_loss, rel=1e-4)
+        torch.testing.assert_close(run.net.mean, model.net.mean, rtol=1e-3, atol=1e-5)
+
+
+def test_a_later_batch_that_does_not_fit_is_named(data):
+    x, y = data.train
+    with pytest.raises(ValueError, match="batch 2 of epoch 1 does not go through network and loss"):
+        fit_many(models(with_batch_norm, RUNS[:1]), Data([(x, y), (x, y + 3)], None), epochs=1, lr=0.1)
+
+
 def test_what_are_no_models(data):
     model = models(with_batch_norm, RUNS[:1])[0]
     for wrong, words in (
