@@ -7,12 +7,14 @@ import pytest
 
 from subspace_lib.press.chapters import BookError
 from subspace_lib.press.pages import print_book, print_page
+from subspace_lib.press.scripts import SCRIPT
 
 
 def pages_of(page: Path, inside: str, boxes: int = 1) -> int:
     """Pages of a PDF made of closed boxes, of which one may be open at a time, and which are long when open."""
     long = '<details name="one"><summary>more</summary><div style="height: 3000px">long</div></details>'
-    page.write_text(f'<title>A title</title><div class="{inside}">{boxes * long}</div>', encoding="utf-8")
+    head = f"<!doctype html><title>A title</title><script>{SCRIPT.read_text(encoding='utf-8')}</script>"
+    page.write_text(f'{head}<div class="{inside}">{boxes * long}</div>', encoding="utf-8")
     print_page(page, page.with_suffix(".pdf"))
     pdf = page.with_suffix(".pdf").read_bytes()
     assert pdf.startswith(b"%PDF") and b"(A title)" in pdf

@@ -88,6 +88,18 @@
   });
   window.addEventListener('load', () => window.MathJax?.startup?.promise?.then(reachFormulas));
   document.addEventListener('toggle', reachFormulas, true);
+  // On paper answers are open, and the code of figures is left out; afterwards all is as it was.
+  let opened = [];
+  window.addEventListener('beforeprint', () => {
+    opened = [...document.querySelectorAll('details:not([open])')].filter(d => !d.closest('.tag_hide-input, .tag_setup'))
+      .map(details => ({details, name: details.getAttribute('name')}));
+    opened.forEach(({details}) => { details.removeAttribute('name'); details.open = true; }); // of one name only one may be open
+  });
+  window.addEventListener('afterprint', () => opened.splice(0).forEach(({details, name}) => {
+    details.open = false;
+    if (name) details.setAttribute('name', name);
+  }));
+
   document.addEventListener('keydown', event => { // Escape puts a meaning away, as a reader who magnifies the page needs
     if (event.key == 'Escape' && document.activeElement.matches('.subspace-term')) document.activeElement.blur();
   });

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 from subspace_lib.files import replaced_atomically
-from subspace_lib.press.chapters import BookError, chapter_names
+from subspace_lib.press.cards import add_card
+from subspace_lib.press.chapters import BookError, chapter_names, read_notebook
 from subspace_lib.press.execution import running_folder
+from subspace_lib.press.markup import finish, sitemap
 from subspace_lib.press.scripts import hoist_scripts, write_scripts
 from subspace_lib.press.status import CLEAN, status_tables
 from subspace_lib.press.takeaway import write_notebooks
@@ -30,21 +34,10 @@ PRINT_TIMEOUT = 1200  # seconds
 PRINTED = """
 * { animation: none !important; transition: none !important }
 span[id^="document-"] { display: block; break-before: page }
-h2, h3, h4 { break-after: avoid }
-figure, .cell_output img, tr, mjx-container[display="true"] { break-inside: avoid }
-pre { white-space: pre-wrap !important; overflow-wrap: anywhere }
-pre, .cell, .cell > *, [class*="highlight"] { overflow: visible !important; break-inside: auto !important }
-.cell_input, .cell_output, div[class*="highlight"] { display: block !important }
-.subspace-slider input, .subspace-formats input, .tag_hide-input > details:not([open]), .tag_setup, button,
-details.hide > summary { display: none }
 """
-OPEN = """async () => {
+READY = """async () => {
   if (window.MathJax && MathJax.startup) await MathJax.startup.promise;
   document.documentElement.dataset.theme = document.documentElement.dataset.mode = 'light';
-  document.querySelectorAll('details').forEach(d => {
-    d.removeAttribute('name'); // of those with one name, only one could be open
-    d.open = !d.closest('.tag_hide-input, .tag_setup');
-  });
 }"""
 NUMBER = '<div style="font-size: 8px; width: 100%; text-align: center"><span class="pageNumber"></span></div>'
 
@@ -64,6 +57,7 @@ def build_pages(root: Path, executed: Path) -> Path:
     started = time.monotonic()
     with running_folder(root / "_build") as folder:
         built = _jupyter_book(root, executed, folder, "html")
+<<<<<<< HEAD
         scripts = built / "_static" / "scripts"
         for page in built.rglob("*.html"):
             top = "/".join([".."] * (len(page.relative_to(built).parts) - 1)) or "."
@@ -71,6 +65,9 @@ def build_pages(root: Path, executed: Path) -> Path:
             page.write_text(text, encoding="utf-8")
         if (sources := built / "_sources").is_dir():  # the button of every page that downloads it
             write_notebooks(root, sources)
+=======
+        finish_pages(built, _configuration(root).get("html", {}).get("baseurl", ""))
+>>>>>>> 264e6ec (The page in the hand: a look of its own, cards and a map for search engines, formulas without scripts, paper)
         if html.exists():
             html.rename(folder / "old")
         built.rename(html)
@@ -78,6 +75,28 @@ def build_pages(root: Path, executed: Path) -> Path:
     print(f"pages ... {time.monotonic() - started:.0f} s\n\nThe book is in {index}", flush=True)
     print(f"Open that file in a browser, or: python -m webbrowser {index.as_uri()}", flush=True)
     return index
+
+
+def finish_pages(built: Path, address: str) -> None:
+    """Do to the pages what Sphinx leaves to be done, and list them for search engines.
+
+    Parameters
+    ----------
+    built : Path
+        Folder of the pages.
+    address : str
+        Where the book is published.
+    """
+    scripts = built / "_static" / "scripts"
+    names = []
+    for page in sorted(built.rglob("*.html")):
+        name = page.relative_to(built).as_posix()
+        text = finish(page.read_text(encoding="utf-8"))
+        top = "/".join([".."] * name.count("/")) or "."
+        page.write_text(hoist_scripts(text, scripts, f"{top}/_static/scripts"), encoding="utf-8")
+        if "/" not in name and name not in ("search.html", "genindex.html"):
+            names.append(name)
+    built.joinpath("sitemap.xml").write_text(sitemap(address, names), encoding="utf-8")
 
 
 def print_book(root: Path) -> Path:
@@ -106,6 +125,8 @@ def print_book(root: Path) -> Path:
 def print_page(page: Path, pdf: Path) -> None:
     """Print one page with Chromium: tagged, with an outline and page numbers.
 
+    What is open and what is left out on paper is the page's own business: ``book.js`` and ``book.css``.
+
     Raises
     ------
     BookError
@@ -122,7 +143,7 @@ def print_page(page: Path, pdf: Path) -> None:
             opened = browser.new_page()
             opened.set_default_timeout(1000 * PRINT_TIMEOUT)
             opened.goto(page.as_uri(), wait_until="load")
-            opened.evaluate(OPEN)
+            opened.evaluate(READY)
             opened.add_style_tag(content=PRINTED)
             margin = {"top": "18mm", "bottom": "18mm", "left": "16mm", "right": "16mm"}
             opened.pdf(
@@ -162,6 +183,12 @@ def assemble(root: Path, executed: Path, folder: Path) -> bool:
     there = [name for name in names if (executed / f"{name}.ipynb").is_file()]
     for name in there:
         shutil.copy2(executed / f"{name}.ipynb", folder / f"{name}.ipynb")
+    if (mark := folder / "_static" / "mark.svg").exists():
+        for name in names:
+            chapter = folder / f"{name}.ipynb"
+            notebook = read_notebook(chapter)
+            add_card(notebook, _configuration(root)["title"], folder / "_static" / "cards" / f"{name}.png", mark)
+            chapter.write_text(json.dumps(notebook), encoding="utf-8")
     if (status := folder / "status.md").exists():
         tables = status_tables(executed, names, root / "data" / "executions_cuda.json")
         status.write_text(status.read_text(encoding="utf-8") + tables, encoding="utf-8")
@@ -186,3 +213,10 @@ def _jupyter_book(root: Path, executed: Path, folder: Path, builder: str) -> Pat
         problems = [line for line in lines if "WARNING" in line or "ERROR" in line] or lines
         raise BookError("\n  ".join(["the pages did not build", *problems[-10:]]))
     return folder / "_build" / builder
+
+
+def _configuration(root: Path) -> dict[str, Any]:
+    import yaml
+
+    found: dict[str, Any] = yaml.safe_load((root / "_config.yml").read_text(encoding="utf-8"))
+    return found

@@ -20,7 +20,7 @@ def terms_of(notation: str) -> list[tuple[str, str]]:
     [('layout', "a way to draw P."), ('Family', 'a way to draw P.'), ('Reach', "the share of P's rows.")]
     """
     found = re.findall(r"(?m)^\*\*(.+?)\*\*\n: (.+)$", notation)
-    pairs = [(term.strip(), _plain(meaning)) for terms, meaning in found for term in terms.split(",")]
+    pairs = [(term.strip(), plain(meaning)) for terms, meaning in found for term in terms.split(",")]
     return sorted(pairs, key=lambda pair: -len(pair[0]))
 
 
@@ -69,7 +69,8 @@ def hoist_scripts(page: str, folder: Path, address: str) -> str:
     return re.sub(r'(?s)(<button\b[^>]*?)\sonclick="([^"]*)"(.*?</button>)', button, page)
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
+    """A line of Markdown as plain text, its formulas in letters."""
     for written, shown in LETTERS.items():
         text = text.replace(written, shown)
     return re.sub(r"\[(.+?)\]\(.+?\)", r"\1", text)
