@@ -57,17 +57,9 @@ def build_pages(root: Path, executed: Path) -> Path:
     started = time.monotonic()
     with running_folder(root / "_build") as folder:
         built = _jupyter_book(root, executed, folder, "html")
-<<<<<<< HEAD
-        scripts = built / "_static" / "scripts"
-        for page in built.rglob("*.html"):
-            top = "/".join([".."] * (len(page.relative_to(built).parts) - 1)) or "."
-            text = hoist_scripts(page.read_text(encoding="utf-8"), scripts, f"{top}/_static/scripts")
-            page.write_text(text, encoding="utf-8")
+        finish_pages(built, _configuration(root).get("html", {}).get("baseurl", ""))
         if (sources := built / "_sources").is_dir():  # the button of every page that downloads it
             write_notebooks(root, sources)
-=======
-        finish_pages(built, _configuration(root).get("html", {}).get("baseurl", ""))
->>>>>>> 264e6ec (The page in the hand: a look of its own, cards and a map for search engines, formulas without scripts, paper)
         if html.exists():
             html.rename(folder / "old")
         built.rename(html)
