@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 SCRIPT = Path(__file__).with_name("book.js")
-LETTERS = {r"\theta": "θ", r"\top": "ᵀ", "_0": "₀", r"\mathrm": "", **dict.fromkeys("^{}$`*", "")}
+LETTERS = {r"\theta": "θ", r"\Delta ": "Δ", r"\top": "ᵀ", "_0": "₀", r"\mathrm": "", **dict.fromkeys("^{}$`*", "")}
 
 
 def terms_of(notation: str) -> list[tuple[str, str]]:
