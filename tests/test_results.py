@@ -20,7 +20,7 @@ from subspace_lib.intrinsic import crossing
 from subspace_lib.press import figures
 from subspace_lib.press.widgets import FrameSlider
 from subspace_lib.study.experiments import EXPERIMENTS
-from subspace_lib.study.records import curves, published, results
+from subspace_lib.study.records import at_best_rate, curves, published, results
 from subspace_lib.study.scorecard import scorecard
 
 
@@ -44,6 +44,22 @@ def test_results_are_empty_until_there_is_a_table(tmp_path):
     assert results("f3", tmp_path) == []
     (tmp_path / "f3.csv").write_text("experiment,d,val_accuracy,device\nf3,100,0.5,cpu\n")
     assert results("f3", tmp_path) == [{"experiment": "f3", "d": 100, "val_accuracy": 0.5, "device": "cpu"}]
+
+
+def test_runs_are_read_at_the_rate_of_the_lowest_loss_of_seed_0(tmp_path):
+    rows = [
+        ("a", 0, 0.1, 0.5),
+        ("a", 0, 0.3, 0.4),
+        ("a", 1, 0.3, 0.6),
+        ("a", 1, 0.1, 0.1),
+        ("b", 0, 0.1, ""),
+        ("b", 1, 1, 2),
+    ]
+    lines = [f"mnist/x,{start},20,{seed},{lr},{loss}" for start, seed, lr, loss in rows]
+    (tmp_path / "t.csv").write_text("dataset,model_options,d,seed,lr,val_loss\n" + "\n".join(lines) + "\n")
+    assert list(found := at_best_rate("t", tmp_path)) == [("mnist/x", "a", 20)]
+    assert [(row["seed"], row["lr"]) for row in found["mnist/x", "a", 20]] == [(0, 0.3), (1, 0.3)]
+    assert at_best_rate("u", tmp_path) == {}
 
 
 def test_a_column_has_one_type_whatever_its_cells_look_like(tmp_path):
