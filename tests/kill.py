@@ -101,7 +101,7 @@ def main() -> None:
     """All tries."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--times", type=int, default=50)
-    parser.add_argument("--longest", type=float, default=12.0, help="seconds after which a command is killed at most")
+    parser.add_argument("--longest", type=float, default=30.0, help="seconds after which a command is killed at most")
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()
     draw = random.Random(chosen.seed)

@@ -123,3 +123,10 @@ def test_absent_gpu(monkeypatch, capsys):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert __main__.main(["benchmark", "--device", "cuda"]) == 2
     assert "PyTorch finds no GPU here" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_made_is_refused_at_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("subspace_lib.study.benchmark.benchmark", lambda *_, **__: pytest.fail("it has measured"))
+    (tmp_path / "file").touch()
+    assert __main__.main(["benchmark", "--out", str(tmp_path / "file" / "folder")]) == 2
+    assert str(tmp_path / "file") in capsys.readouterr().err

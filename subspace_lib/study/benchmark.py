@@ -301,6 +301,8 @@ def run_benchmark(device: str, folder: Path, only: Sequence[str] = (), **sizes: 
     ------
     ValueError
         If a family is unknown, or there is no such device.
+    OSError
+        If the table cannot be written; a folder that cannot be made is refused before anything is measured.
     """
     check_device(device)
     if unknown := [name for name in only if name not in PROJECTIONS]:
@@ -312,6 +314,7 @@ def run_benchmark(device: str, folder: Path, only: Sequence[str] = (), **sizes: 
         "torch": torch.__version__,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"benchmark_{kind}.csv"
     old: list[Row] = []
     if only and path.exists():
