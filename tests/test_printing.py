@@ -4,9 +4,10 @@ import re
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import sync_playwright
 
 from subspace_lib.press.chapters import BookError
-from subspace_lib.press.pages import print_book, print_page
+from subspace_lib.press.pages import FLAGS, READY, print_book, print_page
 from subspace_lib.press.scripts import SCRIPT
 
 
@@ -28,6 +29,29 @@ def test_answers_are_shown_and_the_code_of_figures_is_left_out(tmp_path: Path) -
     assert one >= 2
     assert pages_of(tmp_path / "c.html", "quiz", boxes=3) >= 3 * one - 2
     assert pages_of(tmp_path / "b.html", "tag_hide-input") == 1
+
+
+@pytest.mark.browser
+def test_a_chapter_is_the_running_head_of_its_pages(tmp_path: Path, chromium: str) -> None:
+    start, link = '<span id="document-a"></span>', '<a class="headerlink">#</a>'
+    chapters = "".join(f"{start}<section><h2>{name}{link}</h2></section>" for name in ("A", 'B "2"'))
+    text = f"<title>Book</title><section><h1>Book</h1>{chapters}</section>"
+    (tmp_path / "book.html").write_text(text, encoding="utf-8")
+    with sync_playwright() as playwright:
+        page = playwright.chromium.launch(executable_path=chromium, args=FLAGS).new_page()
+        page.goto((tmp_path / "book.html").as_uri())
+        page.evaluate(READY)
+        said = page.evaluate(
+            "[...document.styleSheets].flatMap(sheet => [...sheet.cssRules]).map(rule => rule.cssText)"
+        )
+        names = page.evaluate("[...document.querySelectorAll('h2')].map(h => getComputedStyle(h.parentElement).page)")
+    assert names == ["chapter-0", "chapter-1"]
+    heads = [re.search(r'@page ?(\S*) \{ @top-(\w+) \{.*content: (".*?");', rule) for rule in said]
+    assert [head and head.groups() for head in heads] == [
+        ("", "left", '"Book"'),
+        ("chapter-0", "right", '"A"'),
+        ("chapter-1", "right", '"B \\"2\\""'),
+    ]
 
 
 @pytest.mark.browser

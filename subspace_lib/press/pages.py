@@ -16,6 +16,7 @@ from subspace_lib.press.chapters import BookError, chapter_names, read_notebook
 from subspace_lib.press.execution import running_folder
 from subspace_lib.press.markup import finish, sitemap
 from subspace_lib.press.scripts import hoist_scripts, write_scripts
+from subspace_lib.press.slides import write_slides
 from subspace_lib.press.status import CLEAN, status_tables
 from subspace_lib.press.takeaway import write_notebooks
 from subspace_lib.processes import end, start, tied
@@ -32,14 +33,26 @@ FLAGS += ["--disable-component-update", "--disable-sync"]
 PRINT_TIMEOUT = 1200  # seconds
 
 PRINTED = """
+@page { @bottom-center { content: counter(page); font: 8pt sans-serif } }
 * { animation: none !important; transition: none !important }
 span[id^="document-"] { display: block; break-before: page }
+.cell_input pre { break-inside: avoid !important }
 """
 READY = """async () => {
   if (window.MathJax && MathJax.startup) await MathJax.startup.promise;
   document.documentElement.dataset.theme = document.documentElement.dataset.mode = 'light';
+  const style = document.createElement('style');
+  const head = (page, place, said) =>
+    `@page ${page} { @top-${place} { content: ${JSON.stringify(said)}; font: 8pt sans-serif } }`;
+  style.textContent = head('', 'left', document.title);
+  document.querySelectorAll('span[id^="document-"] + section').forEach((chapter, i) => {
+    const heading = chapter.querySelector('h1, h2, h3').cloneNode(true);
+    heading.querySelectorAll('.headerlink').forEach(link => link.remove());
+    chapter.style.page = `chapter-${i}`;
+    style.textContent += head(`chapter-${i}`, 'right', heading.textContent.trim());
+  });
+  document.head.append(style);
 }"""
-NUMBER = '<div style="font-size: 8px; width: 100%; text-align: center"><span class="pageNumber"></span></div>'
 
 
 def build_pages(root: Path, executed: Path) -> Path:
@@ -60,6 +73,8 @@ def build_pages(root: Path, executed: Path) -> Path:
         finish_pages(built, _configuration(root).get("html", {}).get("baseurl", ""))
         if (sources := built / "_sources").is_dir():  # the button of every page that downloads it
             write_notebooks(root, sources)
+        if (root / "book" / "instructors.md").is_file():
+            write_slides(root / "book", executed, built / "slides")
         if html.exists():
             html.rename(folder / "old")
         built.rename(html)
@@ -115,7 +130,7 @@ def print_book(root: Path) -> Path:
 
 
 def print_page(page: Path, pdf: Path) -> None:
-    """Print one page with Chromium: tagged, with an outline and page numbers.
+    """Print one page with Chromium: tagged, with an outline, page numbers and the chapter's title as running head.
 
     What is open and what is left out on paper is the page's own business: ``book.js`` and ``book.css``.
 
@@ -145,9 +160,6 @@ def print_page(page: Path, pdf: Path) -> None:
                 scale=0.8,
                 outline=True,
                 tagged=True,
-                display_header_footer=True,
-                header_template="<span></span>",
-                footer_template=NUMBER,
             )
             browser.close()
         except Error as error:
