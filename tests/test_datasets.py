@@ -280,7 +280,7 @@ DAMAGES = {
         repack(test_labels=lambda array: array.astype(object)),
         "pickled objects, which are never loaded",
     ),
-    "no arrays": (zip_of_junk, "train members are no arrays"),
+    "no arrays": (zip_of_junk, "reading magic string"),
     "float images": (repack(train_images=lambda array: array / 255), "float64 and uint8, allowed uint8"),
     "long labels": (repack(test_labels=lambda array: array.astype(np.int64)), "test arrays are uint8 and int64"),
     "flat images": (repack(train_images=lambda array: array.reshape(len(array), -1)), r"\(50, 784\) and \(50,\)"),
@@ -306,6 +306,16 @@ def test_damaged_file_is_named_set_aside_and_fetched_again(damage, tmp_path, ser
     assert (tmp_path / "mnist.npz.damaged").read_bytes() == spoiled
     assert data.name == "mnist" and server == ["mnist"]
     assert torch.equal(data.test[1], torch.from_numpy(make_arrays("mnist")["test_labels"]).long())
+
+
+def test_a_file_of_another_layout_is_left_under_its_name(tmp_path, server):
+    path = tmp_path / "mnist.npz"
+    arrays = make_arrays("mnist")
+    np.savez(path, **{f"{'xy'['labels' in key]}_{key.split('_')[0]}": array for key, array in arrays.items()})
+    foreign = path.read_bytes()
+    with pytest.raises(ValueError, match="mnist.npz is whole, but holds x_test, x_train, y_test, y_train and not"):
+        load_dataset("mnist", tmp_path)
+    assert files_in(tmp_path) == ["mnist.npz"] and path.read_bytes() == foreign and not server
 
 
 def test_absent_gpu_is_refused(tmp_path, monkeypatch):

@@ -6,6 +6,8 @@ import os
 import sys
 import textwrap
 import warnings
+import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,11 +138,26 @@ def _decode_images(images: standins.Bytes, rows: Tensor, known: _Known, device: 
 def _read_or_set_aside(path: Path, known: _Known) -> Arrays | None:
     if not path.exists():
         return None
+    if members := _of_another_layout(path):
+        raise ValueError(
+            f"{path} is whole, but holds {', '.join(members)} and not {', '.join(KEYS)}; it is left as it is. "
+            "Move it, or give another folder as root= or SUBSPACE_DATA"
+        )
     try:
         return _read(path, known)
     except ValueError as error:
         warnings.warn(f"{path} is not a packed {known.title} file ({error}); {_set_aside(path)}", stacklevel=3)
         return None
+
+
+def _of_another_layout(path: Path) -> list[str]:
+    """The arrays of a whole packed file that has none of ours: another program's, which may want it back."""
+    try:
+        with zipfile.ZipFile(path) as packed:
+            members = sorted(Path(name).stem for name in packed.namelist() if name.endswith(".npy"))
+            return members if not set(members) & set(KEYS) and packed.testzip() is None else []
+    except (zipfile.BadZipFile, OSError, RuntimeError, NotImplementedError, zlib.error):
+        return []
 
 
 def _read(path: Path, known: _Known) -> Arrays:
