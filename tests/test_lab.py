@@ -145,9 +145,14 @@ def batches() -> tuple[Tensor, Tensor, list[Any]]:
     ink = generator.integers(0, 4, (20 * BATCH, PIXELS)) * (generator.random((20 * BATCH, PIXELS)) < 0.25)
     labels = generator.integers(0, CLASSES, 20 * BATCH)
     images = torch.from_numpy(blank + span * ink / 3)
-    rows, places = np.nonzero(ink)
-    starts = np.searchsorted(rows, range(len(ink) + 1))
-    form = [starts.tolist(), places.tolist(), (span * ink[rows, places] / 3).tolist(), labels.tolist(), blank]
+    starts, places, values = [0], [], []
+    for row in ink:
+        marked = np.nonzero(row)[0]
+        filling = [0] * (-len(marked) % 4)
+        places += marked.tolist() + filling
+        values += (span * row[marked] / 3).tolist() + filling
+        starts.append(len(places))
+    form = [starts, places, values, labels.tolist(), blank]
     return images, torch.from_numpy(labels), form
 
 
@@ -666,6 +671,7 @@ def test_the_page_is_measured(visit: Callable[..., Visit], engine: Any, pages: P
           const next = dice(1, 9), starts = new Int32Array(65), places = [], ink = [];
           for (let i = 0; i < 64; i++) {
             for (let p = 0; p < 784; p++) if (next() < 0.19) { places.push(p); ink.push(3 * next()); }
+            while (places.length % 4) { places.push(0); ink.push(0); }
             starts[i + 1] = places.length;
           }
           const digits = {starts, places: Uint16Array.from(places), ink: Float32Array.from(ink),

@@ -272,7 +272,8 @@ class MLP {
     return theta0;
   }
 
-  // Forward. Fills h and p; gives the sum of the losses and the number of right answers.
+  // Forward. Fills h and p; gives the sum of the losses and the number of right answers. Of each image only the pixels
+  // with ink are kept, in fours: the last are filled up by pixels with ink 0.
   forward(theta, digits, rows) {
     const { pixels, hidden, classes, b1, W2, b2, h, p, base } = this;
     const { starts, places, ink, labels, blank } = digits;
@@ -282,19 +283,14 @@ class MLP {
     for (let u = 0; u < hidden; u++) base[u] = theta[b1 + u] + blank * base[u];
     let loss = 0, right = 0;
     for (let r = 0; r < rows.length; r++) {
-      const row = rows[r], at = r * hidden, out = r * classes, end = starts[row + 1];
+      const row = rows[r], at = r * hidden, out = r * classes;
       for (let u = 0; u < hidden; u++) h[at + u] = base[u];
-      let e = starts[row];
-      for (; e + 3 < end; e += 4) { // four pixels in one pass over the hidden units
+      for (let e = starts[row]; e < starts[row + 1]; e += 4) { // four pixels in one pass over the hidden units
         const a = places[e] * hidden, b = places[e + 1] * hidden, c = places[e + 2] * hidden, d = places[e + 3] * hidden;
         const ia = ink[e], ib = ink[e + 1], ic = ink[e + 2], id = ink[e + 3];
         for (let u = 0; u < hidden; u++) {
           h[at + u] += ia * theta[a + u] + ib * theta[b + u] + ic * theta[c + u] + id * theta[d + u];
         }
-      }
-      for (; e < end; e++) {
-        const a = places[e] * hidden, value = ink[e];
-        for (let u = 0; u < hidden; u++) h[at + u] += value * theta[a + u];
       }
       for (let u = 0; u < hidden; u++) if (h[at + u] < 0) h[at + u] = 0; // ReLU
       let best = 0;
@@ -334,9 +330,7 @@ class MLP {
         if (h[at + u] === 0) dh[u] = 0; // where the ReLU was shut
         grad[b1 + u] += dh[u];
       }
-      const end = starts[row + 1];
-      let e = starts[row];
-      for (; e + 3 < end; e += 4) {
+      for (let e = starts[row]; e < starts[row + 1]; e += 4) {
         const a = places[e] * hidden, b = places[e + 1] * hidden, c = places[e + 2] * hidden, d = places[e + 3] * hidden;
         const ia = ink[e], ib = ink[e + 1], ic = ink[e + 2], id = ink[e + 3];
         for (let u = 0; u < hidden; u++) {
@@ -346,10 +340,6 @@ class MLP {
           grad[c + u] += ic * error;
           grad[d + u] += id * error;
         }
-      }
-      for (; e < end; e++) {
-        const a = places[e] * hidden, value = ink[e];
-        for (let u = 0; u < hidden; u++) grad[a + u] += value * dh[u];
       }
     }
     for (let i = 0, a = 0; i < pixels; i++) for (let u = 0; u < hidden; u++) grad[a++] += blank * grad[b1 + u];

@@ -14,6 +14,14 @@ async function breathe(mine) {
   return mine === job;
 }
 
+// The engine takes pixels in fours.
+function fillUp(places, ink) {
+  while (places.length % 4) {
+    places.push(0);
+    ink.push(0);
+  }
+}
+
 // Labels, then pixels of two bits, four a byte. Only pixels with ink are kept.
 async function unpack({ text, train, test, pixels, low, high }) {
   const packed = Uint8Array.from(atob(text), letter => letter.charCodeAt(0));
@@ -28,6 +36,7 @@ async function unpack({ text, train, test, pixels, low, high }) {
         ink.push((high - low) * level / 3);
       }
     }
+    fillUp(places, ink);
     starts[i + 1] = places.length;
   }
   return {
@@ -73,7 +82,7 @@ const JOBS = {
     digits = await unpack(data);
     const shown = Array.from({ length: 16 }, (_, i) => {
       const image = new Float32Array(digits.pixels), row = digits.train + i;
-      for (let e = digits.starts[row]; e < digits.starts[row + 1]; e++) image[digits.places[e]] = digits.ink[e] / digits.span;
+      for (let e = digits.starts[row]; e < digits.starts[row + 1]; e++) image[digits.places[e]] += digits.ink[e] / digits.span;
       return { image, label: digits.labels[row] };
     });
     return { shown };
@@ -112,6 +121,7 @@ const JOBS = {
     if (!network) return { p: null };
     const places = [], ink = [];
     image.forEach((value, p) => { if (value > 0) { places.push(p); ink.push(value * digits.span); } });
+    fillUp(places, ink);
     const drawn = { starts: [0, places.length], places, ink, labels: [0], blank: digits.blank };
     network.net.forward(network.theta, drawn, [0]);
     return { p: Array.from(network.net.p.subarray(0, 10)) };
