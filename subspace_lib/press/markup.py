@@ -64,12 +64,13 @@ def _twice(found: re.Match[str]) -> str:
     if not tex.startswith(("\\(", "\\[")):
         return found[0]
     display = "inline" if tex.startswith("\\(") else "block"
-    mathml = _mathml(tex[2:-2].strip(), display)
+    mathml = mathml_of(tex[2:-2].strip(), display)
     return f'{found[1]}<span class="tex">{found[2]}</span><noscript>{mathml}</noscript>{found[3]}'
 
 
 @cache
-def _mathml(tex: str, display: str) -> str:
+def mathml_of(tex: str, display: str) -> str:
+    """A formula as MathML, ``inline`` or a ``block``."""
     from latex2mathml.converter import convert
 
     return str(convert(tex, display=display))

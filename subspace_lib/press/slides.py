@@ -11,6 +11,7 @@ from typing import Any
 
 from subspace_lib.files import replaced_atomically
 from subspace_lib.press.chapters import read_notebook
+from subspace_lib.press.markup import mathml_of
 from subspace_lib.press.takeaway import Works, plain, works_of
 
 FIGURES = 3
@@ -21,7 +22,6 @@ PAGE = """<!doctype html>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}: slides</title>
-<script defer src="../vendor/mathjax/es5/tex-mml-chtml.js"></script>
 <style>
 @page {{ size: A4 landscape; margin: 12mm }}
 html {{ font: 1.4rem/1.45 sans-serif; color: #1a1a1a; background: #fff }}
@@ -53,7 +53,7 @@ def write_slides(book: Path, executed: Path, folder: Path) -> list[Path]:
     executed : Path
         Where the executed chapters lie. A chapter that is not there has no figures yet.
     folder : Path
-        Where the slides go, beside the folder ``vendor`` of the built book.
+        Where the slides go, in a folder beside the pages of the built book.
 
     Raises
     ------
@@ -122,12 +122,12 @@ def _figures(cells: list[dict[str, Any]], works: Works) -> Iterator[str]:
 
 
 def _html(text: str, works: Works) -> str:
-    """Markdown as HTML, with its formulas left for MathJax."""
+    """Markdown as HTML, with formulas that need no script."""
     from markdown_it import MarkdownIt
     from mdit_py_plugins.dollarmath import dollarmath_plugin
 
     def formula(content: str, options: Mapping[str, Any]) -> str:
-        return escape(f"\\[{content}\\]" if options["display_mode"] else f"\\({content}\\)")
+        return mathml_of(content.strip(), "block" if options["display_mode"] else "inline")
 
     reader = MarkdownIt().enable("table").use(dollarmath_plugin, renderer=formula)
     rendered: str = reader.render(plain(text, works, "../"))
