@@ -35,7 +35,6 @@ def test_files_children_and_a_killed_sweep_where_posix_is_absent() -> None:
         *("-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", chosen),
         *(f"tests/test_{name}.py" for name in ("files", "processes", "sweep", "book")),
         PYTHONPATH=str(HERE),
-        PYTHONWARNINGS="ignore:only soft file lock",
     )
     assert "failed" not in said and "passed" in said
 

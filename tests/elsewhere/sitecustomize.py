@@ -1,4 +1,4 @@
-"""What Windows lacks is refused to this library, its tests and filelock; other packages know that they are on Linux."""
+"""What Windows lacks is refused to this library and its tests; other packages know that they are on Linux."""
 
 import importlib.abc
 import os
@@ -14,7 +14,7 @@ ABSENT = {
 }
 MODULES = ("fcntl", "resource", "termios", "pwd", "grp")
 ROOT = Path(__file__).resolve().parents[2]
-FOLDERS = (str(ROOT / "subspace_lib"), str(ROOT / "tests"), "filelock")
+FOLDERS = (str(ROOT / "subspace_lib"), str(ROOT / "tests"))
 
 
 def is_refused(frame: FrameType | None) -> bool:
