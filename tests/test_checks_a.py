@@ -197,6 +197,7 @@ WRONG = [
     ("04", "check_3(lambda D, d, s: torch.arange(D).view(d, -1))"),
     ("04", "check_3(lambda D, d, s: torch.randint(D, (d, D // d)))"),
     ("05", "check_1(lambda G: torch.linalg.qr(G)[0])"),
+    ("05", "check_1(lambda G: G.qr()[0])"),
     ("05", "check_1(lambda G: torch.tensor(np.linalg.qr(G.numpy())[0]))"),
     ("05", "check_1(lambda G: F.normalize(G, dim=0))"),
     ("05", "check_1(lambda G: torch.eye(300, 40).double())"),

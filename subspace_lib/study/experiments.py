@@ -47,9 +47,9 @@ AROUND = {
 """The dimensions on both sides of 90% of either baseline: they have seeds enough for an interval."""
 EXTRA_SEEDS = 2
 FINE_TUNING: dict[int | None, tuple[float, ...]] = {
-    20: (3e-2, 1e-1, 3e-1, 1.0, 3.0),
+    20: (3e-2, 1e-1, 3e-1, 1.0, 3.0, 10.0),
     50: (1e-2, 3e-2, 1e-1, 3e-1, 1.0),
-    200: (3e-3, 1e-2, 3e-2, 1e-1, 3e-1),
+    200: (3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0),
     1000: (3e-3, 1e-2, 3e-2, 1e-1, 3e-1),
     5000: (1e-3, 3e-3, 1e-2, 3e-2, 1e-1),
     None: (1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
