@@ -10,6 +10,7 @@ from torch import nn
 from subspace_lib import MLP, Data, SubspaceModel, evaluate, fit, make_projection
 from subspace_lib.study import starts
 from subspace_lib.study.experiments import FINE_TUNING, experiment
+from subspace_lib.study.records import at_best_rate
 from subspace_lib.study.starts import VARIANTS, EfficientNet, WeightsMissing, begin, inverted, load_task, rotated
 from subspace_lib.tasks.profiles import get_profile
 
@@ -75,6 +76,16 @@ def test_every_start_of_a_task_is_tried_at_the_same_rates():
             assert all(these <= max(points, key=len) for these in points), task
             assert sum(these == max(points, key=len) for these in points) > 1, task
     assert all(len(rates) >= 5 and rates == tuple(sorted(rates)) for rates in FINE_TUNING.values())
+
+
+@pytest.mark.parametrize("name", ["finetune", "finetune_control"])
+def test_the_best_rate_of_every_recorded_point_lies_inside_its_list(name):
+    points = at_best_rate(name)
+    assert points
+    for (task, options, d), rows in points.items():
+        rates = FINE_TUNING[d if d in FINE_TUNING else None]
+        assert min(rates) < rows[0]["lr"] < max(rates), (task, options, d)
+        assert len(rows) == 3
 
 
 def test_without_its_package_the_network_says_what_to_install(monkeypatch):
