@@ -176,7 +176,9 @@ def _check_pair(part: str, pair: Pair) -> None:
     if inputs.is_meta or targets.is_meta:
         raise ValueError(f"{part} is on the device 'meta', which holds no numbers; use 'cpu' or 'cuda'")
     if targets.dtype != torch.int64 and not targets.is_floating_point():
-        raise TypeError(f"{part} labels are {targets.dtype}, allowed torch.int64; pass labels.long()")
+        raise TypeError(
+            f"{part} labels are {targets.dtype}, allowed torch.int64 or floats; pass labels.long(), or .float()"
+        )
     if targets.ndim < 1 or inputs.ndim < 2 or len(inputs) != len(targets):
         raise ValueError(
             f"{part} images have shape {tuple(inputs.shape)} and labels {tuple(targets.shape)}, "

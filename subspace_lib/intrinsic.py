@@ -169,7 +169,8 @@ def search_intrinsic_dimension(
     """
     largest, seeds = integer("largest", largest, 1), integer("seeds", seeds, 1)
     start, tolerance = integer("start", start, 1, largest), positive("tolerance", tolerance)
-    level = positive("share", share) * float(np.mean(_baseline(baseline)))
+    own = _baseline(baseline)
+    level = positive("share", share) * float(np.mean(own))
     curve: dict[int, list[float]] = {}
 
     def reaches(d: int) -> bool:
@@ -177,6 +178,8 @@ def search_intrinsic_dimension(
             curve[d] = []
             for seed in range(seeds):
                 curve[d] += _performances(f"performance({d}, {seed})", performance(d, seed))
+                if len(curve[d]) != seed + 1:
+                    raise ValueError(f"performance({d}, {seed}) gives {curve[d][seed:]}, allowed one number")
         return float(np.mean(curve[d])) >= level
 
     below, above = start, start
@@ -187,7 +190,7 @@ def search_intrinsic_dimension(
     while above - below > 1 and above > (1 + tolerance) * below and reaches(above) and not reaches(below):
         middle = min(max(round(math.sqrt(below * above)), below + 1), above - 1)
         below, above = (below, middle) if reaches(middle) else (middle, above)
-    return intrinsic_dimension(curve, baseline, share)
+    return intrinsic_dimension(curve, own, share)
 
 
 def _performances(what: str, given: Any) -> list[float]:

@@ -150,6 +150,7 @@ def hollow(net: nn.Module, full: nn.Module) -> nn.Module:
         memo[id(p)] = Absent(p, names[0]) if p.requires_grad else values[names[0]].detach().clone()
     without = copied(net, memo)
     for module in without.modules():
+        vars(module)["requires_grad_"] = _fixed
         if isinstance(module, nn.Embedding | nn.EmbeddingBag):
             module.sparse = False  # autograd has no views of a vector with a sparse gradient
         for attribute, stand in list(module._parameters.items()):
@@ -282,6 +283,13 @@ class Absent(Tensor):
 
 def _absent(label: str, dtype: torch.dtype, device: torch.device) -> Absent:
     return Absent(torch.empty(0, dtype=dtype, device=device), label)
+
+
+def _fixed(requires_grad: bool = True) -> None:
+    raise ValueError(
+        "which weights a SubspaceModel trains is fixed when it is made; freeze or thaw layers of the network that is "
+        "given to it, or requires_grad_ of the model, whose only parameter is z"
+    )
 
 
 _INSTEAD = "SubspaceOptimizer trains the network itself, without a copy"

@@ -94,9 +94,14 @@ class SubspaceOptimizer(torch.optim.Optimizer):
             self._pull()
             loss = self._move()
         else:
+            self.z.grad = None
+            if any(p.grad is not None for p in self._weights):
+                self._pull()  # sharpness-aware minimisation begins with the gradient that it finds
 
             def evaluate() -> Any:
                 self._write()  # the optimiser of z may have moved it
+                if self.z.grad is None or not self.z.grad.any():  # and forgotten its gradient
+                    self.zero_grad()
                 with torch.enable_grad():
                     loss = closure()
                 self._pull()
@@ -149,6 +154,8 @@ class SubspaceOptimizer(torch.optim.Optimizer):
         if missing := {"z", "subspace", "state", "param_groups"} - state.keys():
             raise ValueError(f"not the state of a SubspaceOptimizer: {sorted(missing)[0]!r} is missing in {[*state]}")
         z, marks = state.pop("z"), dict(checks.mapping("state_dict['subspace']", state.pop("subspace")))
+        if missing := {"P", "theta0", "theta"} - marks.keys():
+            raise ValueError(f"state_dict['subspace'] lacks the mark of {min(missing)}; use the state as it was saved")
         check_z(z, self.P)
         if missing := {name for group in state["param_groups"] for name in self._inner.defaults.keys() - group.keys()}:
             raise ValueError(
@@ -294,7 +301,7 @@ class SubspaceOptimizer(torch.optim.Optimizer):
         return (
             [p._version for p in self._weights] != self._versions
             or [p.data_ptr() for p in self._weights] != self._pointers
-            or self._sum_of_bits() != self._bits
+            or not all(map(torch.equal, self._sum_of_bits(), self._bits))
         )
 
     def _take_in(self) -> None:
@@ -324,11 +331,12 @@ class SubspaceOptimizer(torch.optim.Optimizer):
         self._attach()
         self._write()
 
-    def _sum_of_bits(self) -> list[int]:
-        """A number for each piece of memory that changes with it; none on a GPU, which would have to wait."""
+    def _sum_of_bits(self) -> list[Tensor]:
+        """Numbers for each piece of memory that change with it; none on a GPU, which would have to wait."""
         if self._theta.device.type != "cpu":
             return []
-        return [int(self._words.sum()), *(_sum_of_bits(weight) for weight, _ in self._rounded)]
+        memory = [self._words, *(weight for weight, _ in self._rounded)]
+        return [part for words in memory for part in _sum_of_bits(words)]
 
 
 _FUSED = {Adam: getattr(torch, "_fused_adam_", None), AdamW: getattr(torch, "_fused_adamw_", None)}
@@ -346,6 +354,11 @@ def _of_z(
         inner = optimizer_class([z], **options)
     except ValueError as error:
         raise ValueError(f"{kind} cannot be the optimiser of z, a vector of {len(z)} numbers: {error}") from error
+    if callable(getattr(inner, "train", None)) and callable(getattr(inner, "eval", None)):
+        raise ValueError(
+            f"{kind} cannot be the optimiser of z: its train() and eval() move weights between steps, and would move z "
+            "without the network; give it the z of a SubspaceModel"
+        )
     if isinstance(inner, torch.optim.SparseAdam) or inner.defaults.get("differentiable"):
         why = (
             "its step is differentiable" if inner.defaults.get("differentiable") else "it takes sparse gradients alone"
@@ -376,11 +389,15 @@ def _distance(a: list[float], b: list[float]) -> float:
     return max(abs(x - y) for x, y in zip(a, b, strict=True))
 
 
-def _sum_of_bits(weight: Tensor) -> int:
-    """The sum of the bits of ``weight``, read as whole numbers of eight bytes; what is left over counts on its own."""
-    memory = weight.reshape(-1).view(torch.uint8)
-    head = len(memory) // 8 * 8
-    return int(memory[:head].view(torch.int64).sum()) + int(memory[head:].sum())
+COLUMNS = 1021
+"""A prime number, so that rows of weights that change places change columns."""
+
+
+def _sum_of_bits(weight: Tensor) -> list[Tensor]:
+    """The bits of ``weight`` as whole numbers of eight bytes, summed in columns, and what is left over as it is."""
+    memory = weight.detach().reshape(-1).view(torch.uint8)
+    head = len(memory) // (8 * COLUMNS) * 8 * COLUMNS
+    return [memory[:head].view(torch.int64).view(-1, COLUMNS).sum(0), memory[head:].clone()]
 
 
 def _nearest(P: Projection, v: Tensor) -> Tensor:

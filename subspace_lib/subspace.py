@@ -39,6 +39,9 @@ _DRAWING = threading.RLock()
 """Held while a theta0 is drawn: torch has one generator for all threads."""
 _FILLING = threading.RLock()
 """Held while weights stand in a network for a forward pass: threads that share a model would take them away."""
+_REPLACED = (
+    "layers of the network were replaced, added or removed after the model was made; make a new one of what it is now"
+)
 _IN_PLACE = (
     "the forward pass changes weights in place, and the next one computes them anew from z; "
     "change copies of them, or the input"
@@ -149,6 +152,7 @@ class SubspaceModel(nn.Module):
     @torch.no_grad()
     def merge(self) -> nn.Module:
         """The network as an ordinary module, with theta written into it as parameters."""
+        self._check_layers()
         net = copied(self._plain[0])
         weights = self.cut(self.theta())
         for name, p in net.named_parameters():
@@ -157,6 +161,12 @@ class SubspaceModel(nn.Module):
             module.training = self.net.get_submodule(name).training
         give_buffers(self.net, net)
         return net
+
+    def _check_layers(self) -> None:
+        """Refuse a network that is no longer the one that was given."""
+        now, then = ({name for name, _ in net.named_modules()} for net in (self.net, self._plain[0]))
+        if (changed := now ^ then) or next(self.net.parameters(), None) is not None:
+            raise ValueError(f"{min(changed, default='a weight')!r}: {_REPLACED}")
 
     def train_form(
         self, optimizer_class: Callable[..., torch.optim.Optimizer], **options: Any
@@ -189,6 +199,7 @@ class SubspaceModel(nn.Module):
         """
         if not has_recipe(self.P):
             raise ValueError(f"cannot save a {type(self.P).__name__}: only the families of PROJECTIONS can be rebuilt")
+        self._check_layers()
         seeded = self.theta0_seed is not None
         beside = kept(self.net)
         if seeded:
@@ -354,10 +365,13 @@ class SubspaceModel(nn.Module):
     def cut(self, theta: Tensor) -> dict[str, Tensor]:
         """The pieces of a theta under every name that the network knows them by, in the types of its weights."""
         pieces = theta.split([shape.numel() for shape in self._shapes.values()])
-        views = [
-            piece.view(shape).to(self.net.get_buffer(names[0]).dtype)
-            for piece, shape, names in zip(pieces, self._shapes.values(), self._trained, strict=True)
-        ]
+        try:
+            views = [
+                piece.view(shape).to(self.net.get_buffer(names[0]).dtype)
+                for piece, shape, names in zip(pieces, self._shapes.values(), self._trained, strict=True)
+            ]
+        except AttributeError as error:
+            raise ValueError(f"{error}: {_REPLACED}") from error
         return {name: view for names, view in zip(self._trained, views, strict=True) for name in names}
 
     def _value(self, name: str, weights: dict[str, Tensor]) -> Tensor:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from numbers import Real
+from numbers import Number, Real
+from types import BuiltinFunctionType, FunctionType, NoneType
 from typing import Any
 
 import torch
@@ -168,7 +169,8 @@ def fit_many(
     lr : float or sequence of float
         One learning rate for all, or one for each model.
     data, epochs, seed, batch_size, patience, optimizer_class, loss, metric, schedule, progress
-        As for ``fit``; network, loss and metric run under ``torch.vmap``.
+        As for ``fit``; network, loss and metric run under ``torch.vmap``. One optimiser holds a group for each run;
+        one that couples its groups, as by a common norm, needs ``fit``.
     on_epoch : callable, optional
         Called after each epoch with the history of every run that took part in it.
 
@@ -243,9 +245,16 @@ def evaluate(
 
 def _kind(model: SubspaceModel) -> list[Any]:
     """What models have in common that one network can stand for: weights, buffers, layers, and what rests."""
-    layers = [(type(m), model.net.training and not m.training) for m in model.net.modules()]
+    layers = [(type(m), model.net.training and not m.training, _settings(m)) for m in model.net.modules()]
     buffers = [(name, buffer.shape, buffer.dtype) for name, buffer in model.net.named_buffers()]
     return [model.layout(), model.z.dtype, layers, buffers, repr(model.net)]
+
+
+def _settings(module: nn.Module) -> dict[str, Any]:
+    """What a layer was told, beside tensors and layers: numbers, words, and functions by name."""
+    plain = (Number, str, NoneType, FunctionType, BuiltinFunctionType)
+    own = {name: value for name, value in vars(module).items() if isinstance(value, plain) and name != "training"}
+    return {name: getattr(value, "__qualname__", value) for name, value in own.items()}
 
 
 def _check_trainable(model: nn.Module) -> None:

@@ -77,7 +77,7 @@ def explained(runs: Runs, what: str, batch_size: int | None = None) -> Iterator[
             raise ValueError(f"{what}: {size}{said}; take another batch_size, or drop_last=True in a loader") from error
         if isinstance(error, ValueError):
             raise
-        if isinstance(runs, SideBySide) and batch_size is not None:
+        if isinstance(runs, SideBySide) and (batch_size is not None or said.startswith("vmap")):
             kind_of_net = type(runs.net).__name__
             raise ValueError(
                 f"fit_many cannot run this {kind_of_net} side by side; use fit for each: {said}"

@@ -7,8 +7,10 @@ import hashlib
 import http.server
 import os
 import socket
+import ssl
 import sys
 import threading
+import urllib.error
 import warnings
 import zipfile
 from dataclasses import replace
@@ -548,6 +550,50 @@ def test_server_that_never_answers_is_given_up(mirror, tmp_path, monkeypatch, ca
         assert load_dataset("mnist", tmp_path / "root").name == "mnist-standin"
         assert downloads.time.monotonic() - started < 5
     assert "no answer from 127.0.0.1" in capsys.readouterr().err
+
+
+def refuse(handler):
+    handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1" + bytes(7))
+    handler.connection.close()
+
+
+def stall(handler):
+    handler.send_response(200)
+    handler.send_header("Content-Length", "99999")
+    handler.end_headers()
+    handler.wfile.write(b"x")
+    threading.Event().wait(2)
+
+
+@pytest.mark.parametrize("harm", [refuse, stall])
+def test_a_mirror_that_fails_is_followed_by_the_next(harm, mirror, tmp_path, monkeypatch):
+    class Harms(http.server.SimpleHTTPRequestHandler):
+        do_GET = harm  # and answers when it is only asked
+
+        def log_message(self, *_):
+            pass
+
+    monkeypatch.setattr(downloads, "PATIENCE", 0.5)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Harms, directory=mirror)) as bad:
+        bad.handle_error = lambda *_: None
+        threading.Thread(target=bad.serve_forever, daemon=True).start()
+        loader = downloads._import_torchvision_datasets().MNIST
+        monkeypatch.setattr(loader, "mirrors", [f"http://127.0.0.1:{bad.server_port}/", *loader.mirrors])
+        assert load_dataset("mnist", tmp_path / "root").name == "mnist"
+        bad.shutdown()
+
+
+@pytest.mark.parametrize(
+    "reason", [ssl.SSLCertVerificationError(1, "certificate verify failed"), OSError("Tunnel connection failed: 407")]
+)
+def test_the_reason_of_a_failed_download_is_told(reason, mirror, tmp_path, monkeypatch, capsys):
+    def fail(*_, **__):
+        raise urllib.error.URLError(reason)
+
+    monkeypatch.setattr(downloads.urllib.request, "urlopen", fail)
+    assert load_dataset("mnist", tmp_path / "root").name == "mnist-standin"
+    said = " ".join(capsys.readouterr().err.split())
+    assert "no answer from 127.0.0.1" in said and str(reason.args[-1]) in said
 
 
 def test_torchvision_import_survives_missing_operators(monkeypatch):

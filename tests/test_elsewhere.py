@@ -107,7 +107,7 @@ def test_tables_and_chapters_with_the_line_ends_of_windows(tmp_path: Path) -> No
 
 def test_a_folder_with_backslashes_spaces_and_accents(tmp_path: Path) -> None:
     """A book is executed and built there, and a chapter finds out where it is."""
-    root = tmp_path / "D\\Büch er" if os.sep == "/" else tmp_path / "Büch er"
+    root = tmp_path / "D\\Büch er {a} [b]" if os.sep == "/" else tmp_path / "Büch er"
     (root / "book").mkdir(parents=True)
     (root / "_config.yml").write_text(
         "only_build_toc_files: true\nexecute: {execute_notebooks: 'off'}\n", encoding="utf-8"

@@ -105,7 +105,8 @@ def _start(name: str, book: Path, folder: Path, profile: str, environment: Mappi
     own = folder / "chapters" / name
     own.mkdir(parents=True)
     chapter = book / f"{name}.ipynb"
-    command = tied("papermill", str(chapter), str(own / "executed.ipynb"), "--no-progress-bar", "-k", "python3")
+    paths = (str(path).replace("{", "{{").replace("}", "}}") for path in (chapter, own / "executed.ipynb"))
+    command = tied("papermill", *paths, "--no-progress-bar", "-k", "python3")  # which fills in what stands in braces
     command += ["--cwd", str(chapter.parent), "-r", PARAMETER, profile]
     told = {**environment, "SUBSPACE_LOADED": str(own / "loaded")}
     with (own / "log").open("wb") as output:

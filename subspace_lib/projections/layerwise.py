@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from subspace_lib.checks import integer
+from subspace_lib.checks import integer, mapping
 from subspace_lib.projections.base import COMPOSED, Projection
 from subspace_lib.projections.compose import ComposedProjection, check_parts
 from subspace_lib.projections.families import make_projection
@@ -76,6 +77,8 @@ class LayerwiseProjection(ComposedProjection):
         seed : int
             Block i of n, in the order of the weights, is drawn with seed * n + i.
 
+        The blocks have the widest type of these weights, float32 at least: short weights leave z long.
+
         Raises
         ------
         ValueError
@@ -91,7 +94,7 @@ class LayerwiseProjection(ComposedProjection):
         (True, 93)
         """
         weights = {name: p for name, p in net.named_parameters() if p.requires_grad}
-        pattern_of = {name: _pattern_of(name, blocks) for name in weights}
+        pattern_of = {name: _pattern_of(name, mapping("blocks", blocks)) for name in weights}
         patterns = list(dict.fromkeys(pattern_of.values()))
         for pattern in blocks:
             if pattern not in patterns:
@@ -106,13 +109,14 @@ class LayerwiseProjection(ComposedProjection):
             if not pieces or pieces[-1][0] != block:
                 pieces.append([block, 0])
             pieces[-1][1] += p.numel()
-        like = next(iter(weights.values()))
+        dtype = functools.reduce(torch.promote_types, {p.dtype for p in weights.values()}, torch.float32)
+        device = next(iter(weights.values())).device
         seed = integer("seed", seed, 0)
         drawn = []
         for i, pattern in enumerate(patterns):
             D = sum(length for block, length in pieces if block == i)
             try:
-                drawn.append(_draw(blocks[pattern], D, seed * len(patterns) + i, like.dtype).to(like.device))
+                drawn.append(_draw(blocks[pattern], D, seed * len(patterns) + i, dtype).to(device))
             except (TypeError, ValueError) as error:
                 raise type(error)(f"{pattern!r}: {error}") from None
         return cls(drawn, None if len(pieces) == len(patterns) else pieces)

@@ -45,14 +45,28 @@ def _download(name: str) -> Arrays:
     datasets = _import_torchvision_datasets()
     if name == "mnist":
         loader = datasets.MNIST
-        addresses = [mirror + loader.resources[0][0] for mirror in loader.mirrors]
+        mirrors = {mirror + loader.resources[0][0]: {"mirrors": [mirror]} for mirror in loader.mirrors}
     else:
         loader = datasets.CIFAR10
-        addresses = [loader.url]
-    if not _any_answers(addresses):
-        hosts = " or ".join(urllib.parse.urlsplit(address).netloc for address in addresses)
-        raise ConnectionError(f"no answer from {hosts}")
-    print(f"Downloading {loader.__name__}, once ...", file=sys.stderr, flush=True)
+        mirrors = {loader.url: {}}
+    silent = _silent(list(mirrors))
+    if len(silent) < len(mirrors):
+        print(f"Downloading {loader.__name__}, once ...", file=sys.stderr, flush=True)
+    failures = []
+    for address, only in mirrors.items():
+        host = urllib.parse.urlsplit(address).netloc
+        if address in silent:
+            failures.append(f"no answer from {host}: {silent[address]}")
+            continue
+        try:
+            return _download_from(type(loader.__name__, (loader,), only))
+        except (OSError, RuntimeError, EOFError, http.client.HTTPException) as error:
+            failures.append(f"{host}: {error or type(error).__name__}")
+    raise ConnectionError("; ".join(failures))
+
+
+def _download_from(loader: Any) -> Arrays:
+    """What one of torchvision's loaders fetches."""
     arrays: Arrays = {}
     with tempfile.TemporaryDirectory(prefix="subspace-") as folder, _quiet_and_impatient():
         for part in ("train", "test"):
@@ -62,24 +76,25 @@ def _download(name: str) -> Arrays:
     return arrays
 
 
-def _any_answers(addresses: list[str]) -> bool:
-    """Whether a server says anything at all in time; a socket's timeout would not cover name look-ups."""
-    answers: list[str] = []
+def _silent(addresses: list[str]) -> dict[str, str]:
+    """Those whose server says nothing in time, and why; a socket's timeout would not cover name look-ups."""
+    silent = dict.fromkeys(addresses, f"nothing in {PATIENCE:g} s")
 
     def ask(address: str) -> None:
-        request = urllib.request.Request(address, method="HEAD")
-        with contextlib.suppress(OSError, http.client.HTTPException):
+        try:
             with contextlib.suppress(urllib.error.HTTPError):  # a refusal is an answer too
-                urllib.request.urlopen(request, timeout=PATIENCE).close()
-            answers.append(address)
+                urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=PATIENCE).close()
+            del silent[address]
+        except (OSError, http.client.HTTPException) as error:
+            silent[address] = str(error)
 
     threads = [threading.Thread(target=ask, args=(address,), daemon=True) for address in addresses]
     for thread in threads:
         thread.start()
     deadline = time.monotonic() + PATIENCE
-    while not answers and any(thread.is_alive() for thread in threads) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return bool(answers)
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    return dict(silent)
 
 
 @contextlib.contextmanager
