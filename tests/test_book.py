@@ -43,7 +43,9 @@ def write_chapter(root: Path, name: str, *sources: str) -> None:
 def make_root(root: Path, **chapters: str) -> Path:
     """A small checkout: an index and these chapters, each of one cell."""
     (root / "book").mkdir(parents=True)
-    (root / "_config.yml").write_text("only_build_toc_files: true\nexecute: {execute_notebooks: 'off'}\n")
+    (root / "_config.yml").write_text(
+        "only_build_toc_files: true\nexclude_patterns: [notebooks]\nexecute: {execute_notebooks: 'off'}\n"
+    )
     (root / "book" / "index.md").write_text("# Small\n\nFirst edition.\n")
     contents = "format: jb-book\nroot: index\n" + ("chapters:\n" if chapters else "")
     contents += "".join(f"- file: {name}\n" for name in chapters)

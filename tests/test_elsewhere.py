@@ -110,7 +110,8 @@ def test_a_folder_with_backslashes_spaces_and_accents(tmp_path: Path) -> None:
     root = tmp_path / "D\\Büch er {a} [b]" if os.sep == "/" else tmp_path / "Büch er"
     (root / "book").mkdir(parents=True)
     (root / "_config.yml").write_text(
-        "only_build_toc_files: true\nexecute: {execute_notebooks: 'off'}\n", encoding="utf-8"
+        "only_build_toc_files: true\nexclude_patterns: [notebooks]\nexecute: {execute_notebooks: 'off'}\n",
+        encoding="utf-8",
     )
     (root / "book" / "_toc.yml").write_text("format: jb-book\nroot: index\n", encoding="utf-8")
     cell = {"cell_type": "code", "id": "one", "outputs": [], "execution_count": None, "metadata": {}}
