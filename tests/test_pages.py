@@ -290,6 +290,30 @@ def test_no_code_stands_inside_a_page(name: str) -> None:
     assert re.findall(r"<[a-z]+\b[^>]* on[a-z]+=", re.sub(r"(?s)<pre.*?</pre>", "", text)) == []
 
 
+@pytest.mark.parametrize(("width", "height"), [(1280, 900), (390, 844)])
+def test_a_reader_can_train_without_scrolling(browser: Any, width: int, height: int) -> None:
+    context = browser.new_context(viewport={"width": width, "height": height})
+    page = context.new_page()
+    page.goto((HTML / "index.html").as_uri(), wait_until="load")
+    button = page.get_by_role("button", name="Train", exact=True)
+    button.wait_for()
+    place = button.bounding_box()
+    assert place["x"] >= 0 and place["x"] + place["width"] <= width and place["y"] + place["height"] <= height
+    button.click()
+    page.wait_for_selector("[data-state=done]", timeout=60_000)
+    context.close()
+
+
+@pytest.mark.parametrize("part", ["", "::before", "::after"])
+def test_nothing_moves_for_readers_who_asked_for_that(browser: Any, part: str) -> None:
+    context = browser.new_context(reduced_motion="reduce")
+    page = context.new_page()
+    page.goto((HTML / "notation.html").as_uri(), wait_until="load")
+    durations = "part => [...document.querySelectorAll('*')].map(one => getComputedStyle(one, part).transitionDuration)"
+    assert set(page.evaluate(durations, part)) <= {"0s", ""}
+    context.close()
+
+
 def test_no_formula_is_a_tab_stop(browser: Any) -> None:
     page = browser.new_page()
     page.goto((HTML / "notation.html").as_uri(), wait_until="load")
