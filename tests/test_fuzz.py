@@ -7,7 +7,6 @@ Checkpoints have theirs in test_checkpoint.py. SUBSPACE_FUZZ is the number of ex
 import base64
 import io
 import json
-import os
 import warnings
 import zipfile
 from pathlib import Path
@@ -15,7 +14,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from damage import EXAMPLES, damaged, fuzz
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from subspace_lib.study import records
@@ -30,8 +30,6 @@ from subspace_lib.study.records import (
 )
 from subspace_lib.tasks import datasets
 
-EXAMPLES = int(os.environ.get("SUBSPACE_FUZZ", "60"))
-fuzz = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
 odd = st.one_of(
     st.none(),
     st.booleans(),
@@ -42,28 +40,6 @@ odd = st.one_of(
     st.lists(st.integers(), max_size=2),
     st.dictionaries(st.text(max_size=3), st.floats() | st.text(max_size=3), max_size=2),
 )
-
-
-def damaged(data: st.DataObject, whole: bytes) -> bytes:
-    """The same bytes after some harm, or by chance unharmed."""
-    harmed = bytearray(whole)
-    for _ in range(data.draw(st.integers(1, 3))):
-        place, other = (data.draw(st.integers(0, len(harmed) - 1)) for _ in range(2))
-        kind = data.draw(st.sampled_from(["flip", "byte", "cut", "swap", "insert", "end"]))
-        if kind == "flip":
-            harmed[place] ^= 1 << data.draw(st.integers(0, 7))
-        elif kind == "byte":
-            harmed[place] = data.draw(st.integers(0, 255))
-        elif kind == "cut":
-            del harmed[place : place + data.draw(st.integers(1, 64))]
-        elif kind == "swap":
-            harmed[place], harmed[other] = harmed[other], harmed[place]
-        elif kind == "insert":
-            harmed[place:place] = data.draw(st.binary(min_size=1, max_size=8))
-        else:
-            del harmed[max(place, 1) :]
-        harmed = harmed or bytearray(b"0")
-    return bytes(harmed)
 
 
 @pytest.fixture(scope="module")
@@ -299,11 +275,11 @@ def test_a_right_address_is_read(addresses: Any) -> None:
 def test_addresses_of_the_laboratory(addresses: Any, cases: list[tuple[str, str, int, int]]) -> None:
     """Each gives an allowed set-up, and the usual one where it is not plainly another; each z has d finite numbers."""
     cases = [(link.encode("utf-8", "ignore").decode(), *rest) for link, *rest in cases]
-    for (link, _, _, columns), (damaged, said, d, family, z) in zip(
+    for (link, _, _, columns), (harmed, said, d, family, z) in zip(
         cases, addresses.evaluate("cases => open_all(cases)", cases), strict=True
     ):
-        assert damaged or said == ""
+        assert harmed or said == ""
         assert d in (100, 200) and family in ("hadamard", "dense")
         if not link.startswith("#lab="):
-            assert (damaged, d, family) == (False, 100, "dense")
+            assert (harmed, d, family) == (False, 100, "dense")
         assert z is None or (len(z) == columns and all(isinstance(one, int | float) for one in z))

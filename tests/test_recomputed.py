@@ -178,12 +178,12 @@ def test_orthogonal_against_gaussian_columns(found):
 
 
 def test_claims_that_have_runs_at_fitted_rates_take_the_best_that_is_no_edge():
-    from subspace_lib.study.findings import at_best_rate
+    from subspace_lib.study.findings import at_inner_rate
 
     losses = {0.1: (0.5, 0.6), 0.3: (0.4, 0.6), 1.0: (0.3, None)}
     rows = [{"lr": lr, "val_loss": loss} for lr, each in losses.items() for loss in each]
-    assert at_best_rate(rows) == rows[2:4], "a run without a loss is the worst"
-    assert at_best_rate(rows[:4]) == at_best_rate([]) == []
+    assert at_inner_rate(rows) == rows[2:4], "a run without a loss is the worst"
+    assert at_inner_rate(rows[:4]) == at_inner_rate([]) == []
 
 
 def test_width_and_depth(found):

@@ -55,7 +55,7 @@ def _corners(folder: Path) -> Iterator[Finding]:
         at = {corner: [r for r in rows if (r["projection"], r["lr"]) == (name, lr)] for corner, name in CORNERS.items()}
         yield from _two_by_two(at, f"rate {lr:g}")
     rows = results("f5_corners", folder)
-    fitted = {corner: at_best_rate([r for r in rows if r["projection"] == name]) for corner, name in CORNERS.items()}
+    fitted = {corner: at_inner_rate([r for r in rows if r["projection"] == name]) for corner, name in CORNERS.items()}
     if all(fitted.values()):
         yield from _two_by_two(fitted, "each at its best rate")
 
@@ -71,7 +71,7 @@ def _two_by_two(at: dict[tuple[str, str], list[Row]], rate: str) -> Iterator[Fin
     yield f"length gains more with independent rows, {rate}", of_differences(both)
 
 
-def at_best_rate(rows: list[Row]) -> list[Row]:
+def at_inner_rate(rows: list[Row]) -> list[Row]:
     """The runs at the rate of lowest mean validation loss; none while that is the lowest or highest of those tried."""
     losses: dict[float, list[float]] = {}
     for row in rows:
@@ -97,7 +97,7 @@ def _families(folder: Path) -> Iterator[Finding]:
 
 
 def _single_weights(folder: Path) -> Iterator[Finding]:
-    if alone := at_best_rate(results("single_weights", folder)):
+    if alone := at_inner_rate(results("single_weights", folder)):
         directions = [row for row in results("f1", folder) if row["d"] == alone[0]["d"]]
         yield f"{alone[0]['d']} directions above as many single weights, MNIST MLP", compare(directions, alone)
 
