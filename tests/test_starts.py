@@ -2,16 +2,26 @@
 
 import json
 import sys
+from dataclasses import asdict, replace
 
 import pytest
 import torch
 from torch import nn
 
-from subspace_lib import MLP, Data, SubspaceModel, evaluate, fit, make_projection
+from subspace_lib import MLP, Data, SubspaceModel, count_parameters, evaluate, fit, make_projection
 from subspace_lib.study import starts
 from subspace_lib.study.experiments import FINE_TUNING, experiment
-from subspace_lib.study.records import at_best_rate
-from subspace_lib.study.starts import VARIANTS, EfficientNet, WeightsMissing, begin, inverted, load_task, rotated
+from subspace_lib.study.records import DATA, at_best_rate, write_table
+from subspace_lib.study.starts import (
+    VARIANTS,
+    EfficientNet,
+    WeightsMissing,
+    adapted,
+    begin,
+    inverted,
+    load_task,
+    rotated,
+)
 from subspace_lib.tasks.profiles import get_profile
 
 
@@ -65,7 +75,7 @@ def test_a_cooled_start_gives_the_same_answers_less_surely(few_digits):
 
 
 def test_every_start_of_a_task_is_tried_at_the_same_rates():
-    for name in ("finetune", "finetune_control", "finetune_network"):
+    for name in ("finetune", "finetune_control"):
         tried = {}
         for spec in experiment(name, get_profile("full")):
             assert spec.dataset in VARIANTS
@@ -88,6 +98,22 @@ def test_the_best_rate_of_every_recorded_point_lies_inside_its_list(name):
         assert len(rows) == 3
 
 
+def test_the_large_network_tries_rates_on_seed_0_and_takes_the_best_to_the_others(tmp_path):
+    specs = experiment("finetune_network", get_profile("full"), tmp_path)
+    assert {spec.seed for spec in specs} == {0}
+    point = [spec for spec in specs if (spec.d, spec.model_options["start"]) == (1000, "random")]
+    record = json.loads((DATA / "results" / "finetune_network.jsonl").read_text().splitlines()[0])
+    records = [
+        {"spec": asdict(spec), "result": record["result"] | {"d": 1000, "val_loss": loss}}
+        for spec, loss in zip(point, (2.0, 1.0, None), strict=True)
+    ]
+    write_table(tmp_path / "finetune_network.jsonl", records[:2])
+    assert len(experiment("finetune_network", get_profile("full"), tmp_path)) == len(specs)
+    write_table(tmp_path / "finetune_network.jsonl", records)
+    now = experiment("finetune_network", get_profile("full"), tmp_path)
+    assert [spec for spec in now if spec.seed > 0] == [replace(point[1], seed=seed) for seed in (1, 2)]
+
+
 def test_without_its_package_the_network_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
     with pytest.raises(
@@ -97,12 +123,54 @@ def test_without_its_package_the_network_says_what_to_install(monkeypatch):
 
 
 def test_words_that_the_network_does_not_know():
-    with pytest.raises(ValueError, match="norm frozen or moving, got 'imagenet' and 'still'"):
+    with pytest.raises(ValueError, match="norm frozen, moving or batch; got 'imagenet' and 'still'"):
         EfficientNet(norm="still")
 
 
 def statistics(model: nn.Module):
     return torch.cat([m.running_mean for m in model.modules() if isinstance(m, nn.BatchNorm2d)])
+
+
+def small_network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 6, 3), nn.Conv2d(6, 8, 1), nn.Flatten(), nn.Linear(32, 10))
+
+
+def test_adapters_begin_at_the_network_and_are_the_only_thing_trained():
+    x, before = torch.randn(5, 3, 4, 4), small_network()
+    for kind, numbers in (("lora", 2 * (6 + 8 + 32 + 10)), ("lora_xs", 2 * 4)):
+        net = adapted(small_network(), kind, 2)
+        assert torch.allclose(net(x), before(x), atol=1e-6)
+        assert sum(p.numel() for p in net.parameters() if p.requires_grad) == numbers
+        model = SubspaceModel(net, make_projection("one_hot", numbers, 5, seed=0))
+        fit(model, Data((x, torch.arange(5)), None), epochs=3, lr=0.1, batch_size=5)
+        changed = model.merge()
+        assert torch.equal(changed[0].weight, before[0].weight)
+        difference = (changed[3].weight - before[3].weight).detach()
+        assert torch.linalg.matrix_rank(difference, atol=1e-5) in (1, 2)
+        U, _, Vh = torch.linalg.svd(before[3].weight.detach(), full_matrices=False)
+        kept = U[:, :2] @ U[:, :2].T @ difference @ Vh[:2].T @ Vh[:2]
+        assert torch.allclose(kept, difference, atol=1e-6) == (kind == "lora_xs")
+
+
+def test_adapters_and_subspaces_that_are_too_large_are_refused():
+    with pytest.raises(ValueError, match="its rank one of 8 x 6 weights; got 'lora', 7"):
+        adapted(small_network(), "lora", 7)
+    with pytest.raises(ValueError, match="got 'vera', 2"):
+        adapted(small_network(), "vera", 2)
+    net = adapted(small_network(), "lora_xs", 2)
+    with pytest.raises(ValueError, match="9"):
+        make_projection("one_hot", count_parameters(net), 9, seed=0)
+
+
+def test_statistics_of_the_batch_are_none_of_the_network():
+    pytest.importorskip("efficientnet_lite_pytorch")
+    net = EfficientNet(start="random", norm="batch", side=32).eval()
+    images = torch.randn(6, 3, 28, 28)
+    with torch.no_grad():
+        assert torch.allclose(net(images), net.train()(images), atol=1e-4)
+        assert not torch.allclose(net(images)[:3], net(images[:3]), atol=1e-2)
+    assert not any("running" in name for name in net.state_dict())
 
 
 @pytest.mark.parametrize("norm", ["frozen", "moving"])

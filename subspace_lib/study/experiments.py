@@ -55,6 +55,24 @@ FINE_TUNING: dict[int | None, tuple[float, ...]] = {
     None: (1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
 }
 """The rates that fine-tuning tries at each d (None: all weights), the same from every start."""
+_IMAGENET: dict[str, Any] = {"start": "imagenet", "norm": "frozen"}
+_UNSTILL: dict[str, Any] = {"start": "imagenet", "norm": "batch"}
+_RANDOM: dict[str, Any] = {"start": "random", "norm": "batch"}
+_FACTORS: dict[str, Any] = _IMAGENET | {"adapter": {"kind": "lora", "rank": 4}}
+NETWORK: tuple[tuple[dict[str, Any], int | None, tuple[float, ...]], ...] = (
+    (_IMAGENET, 200, (3e-2, 1e-1, 3e-1, 1.0)),
+    (_IMAGENET, 1000, (3e-2, 1e-1, 3e-1)),
+    (_IMAGENET, 5000, (1e-2, 3e-2, 1e-1)),
+    (_IMAGENET, None, (1e-4, 3e-4, 1e-3)),
+    (_FACTORS, 1000, (3e-2, 1e-1, 3e-1)),
+    (_RANDOM, None, (3e-4, 1e-3, 3e-3)),
+    (_RANDOM, 1000, (1e-1, 3e-1, 1.0)),
+    (_FACTORS, 200, (1e-1, 3e-1, 1.0)),
+    (_IMAGENET | {"adapter": {"kind": "lora_xs", "rank": 5}}, None, (3e-3, 1e-2, 3e-2)),
+    (_UNSTILL, 1000, (3e-2, 1e-1, 3e-1)),
+)
+"""What the large network is tried at: its start, statistics and adapters, d (None: all that its start leaves free), and
+the rates."""
 CONTROLS = ("mnist/shifted", "mnist/inverted", "cifar10/grey")
 """The tasks that a network of digits does not nearly solve."""
 
@@ -314,23 +332,23 @@ def _few_images(task: str, start: str, dimensions: Sequence[int | None]) -> Sett
         yield from (common | family | {"d": d, "lr": lr} for lr in FINE_TUNING[d])
 
 
-def _fine_tuning_network(*_: Any) -> Settings:
-    """A network of ImageNet on a thousand small photographs: the middle rate of every point comes first."""
+def _fine_tuning_network(name: str, folder: Path) -> Settings:
+    """A network of ImageNet on a thousand small photographs: seed 0 tries rates, the others run at its best one."""
     common = {"dataset": "cifar10/few", "model": "efficientnet", "train_images": 1000, "val_images": 500}
     common |= {"epochs": 4, "patience": None, "batch_size": 50}
-    starts = {"imagenet": "frozen", "random": "moving"}
-    rates: dict[int | None, tuple[float, ...]] = {
-        200: (1e-1, 3e-2, 3e-1),
-        1000: (1e-1, 3e-2, 3e-1),
-        5000: (3e-2, 1e-2, 1e-1),
-        None: (3e-4, 1e-4, 1e-3),
-    }
-    for turn in range(3):
-        for start, norm in (*starts.items(), ("imagenet", "moving")):
-            for d in rates if (start, norm) in starts.items() else (1000,):
-                family = {} if d is None else {"projection": "one_hot"}
-                options = {"start": start, "norm": norm}
-                yield common | family | {"d": d, "lr": rates[d][turn], "model_options": options}
+    recorded = results(name, folder)
+    for options, d, rates in NETWORK:
+        at: dict[str, Any] = common | {"d": d, "model_options": options}
+        at |= {} if d is None else {"projection": "one_hot"}
+        words = json.dumps(options, sort_keys=True)
+        losses = {
+            row["lr"]: row["val_loss"] if row["val_loss"] is not None else math.inf
+            for row in recorded
+            if (row["model_options"], row["seed"]) == (words, 0)
+            and d == (None if row["projection"] == "none" else row["d"])
+        }
+        best = min(losses, key=losses.__getitem__) if set(losses) >= set(rates) else None
+        yield from (at | {"lr": lr} | ({} if lr == best else {"seeds": 1}) for lr in rates)
 
 
 EXPERIMENTS: dict[str, Callable[[str, Path], Settings]] = {

@@ -14,7 +14,7 @@ from subspace_lib.memory import PeakMemory
 from subspace_lib.projections import LayerwiseProjection, Projection, make_projection
 from subspace_lib.study.records import Spec
 from subspace_lib.study.restated import RESTATED, restate
-from subspace_lib.study.starts import EfficientNet, begin
+from subspace_lib.study.starts import EfficientNet, adapted, begin
 from subspace_lib.subspace import SubspaceModel, count_parameters
 from subspace_lib.tasks.models import MLP, LeNet, SmallLeNet
 from subspace_lib.training import DivergedError, History, fit, fit_many
@@ -79,7 +79,10 @@ def make_model(spec: Spec, data: Data) -> nn.Module:
             start = options.pop("start", "random")
             return begin(MLP(data.shape.numel(), **options), start, spec.seed, "-standin" not in data.name)
         if spec.model == "efficientnet":
-            return EfficientNet(**spec.model_options)
+            options = dict(spec.model_options)
+            adapter = options.pop("adapter", None)
+            net = EfficientNet(**options)
+            return adapted(net, **adapter) if adapter else net
         if spec.model == "lenet":
             return LeNet(channels, **spec.model_options)
         if spec.model == "small_lenet":

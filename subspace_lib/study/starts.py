@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrize
 
 from subspace_lib.data import Data, Pair
 from subspace_lib.tasks.datasets import KNOWN, load_dataset
@@ -137,7 +138,8 @@ class EfficientNet(nn.Module):
     start : str
         "imagenet" for the weights of the package, or "random".
     norm : str
-        "frozen" holds the running statistics of batch norm still and uses them; "moving" is the usual training.
+        "frozen" holds the running statistics of batch norm still and uses them; "moving" is the usual training, and
+        tests with what has moved; "batch" has none, and takes those of each batch in training and in a test.
     side : int
         To which the images are enlarged.
 
@@ -151,8 +153,8 @@ class EfficientNet(nn.Module):
 
     def __init__(self, start: str = "imagenet", norm: str = "frozen", side: int = 64) -> None:
         super().__init__()
-        if start not in ("imagenet", "random") or norm not in ("frozen", "moving"):
-            raise ValueError(f"start is imagenet or random and norm frozen or moving, got {start!r} and {norm!r}")
+        if start not in ("imagenet", "random") or norm not in ("frozen", "moving", "batch"):
+            raise ValueError(f"start is imagenet or random, norm frozen, moving or batch; got {start!r} and {norm!r}")
         self.frozen, self.side = norm == "frozen", side
         self.net = _package("efficientnet_lite_pytorch").EfficientNet.from_name("efficientnet-lite0")
         self.net._global_params = self.net._global_params._replace(drop_connect_rate=0.0)
@@ -161,14 +163,17 @@ class EfficientNet(nn.Module):
             self.net.load_state_dict(weights)
         if self.net._fc.out_features <= max(map(max, CLASSES)):
             raise ValueError(f"the head has {self.net._fc.out_features} classes, and 1,000 are read")
+        if norm == "batch":
+            for module in _norms(self):
+                module.track_running_stats = False
+                module.running_mean = module.running_var = module.num_batches_tracked = None
 
     def train(self, mode: bool = True) -> EfficientNet:
         """As for any module, but what is frozen stays in evaluation mode."""
         super().train(mode)
         if self.frozen:
-            for module in self.modules():
-                if isinstance(module, nn.BatchNorm2d):
-                    module.eval()
+            for module in _norms(self):
+                module.eval()
         return self
 
     def forward(self, images: Tensor) -> Tensor:
@@ -176,6 +181,52 @@ class EfficientNet(nn.Module):
         larger = F.interpolate(images, size=(self.side, self.side), mode="bilinear", align_corners=False)
         outputs = self.net._fc(self.net.extract_features(larger).mean((2, 3)))
         return torch.stack([outputs[:, list(group)].logsumexp(1) for group in CLASSES], 1)
+
+
+class Adapter(nn.Module):
+    """What a layer's weights W become: W + B A ("lora"), or W + U S R V^T with W's own singular vectors ("lora_xs").
+
+    Trained are A and B, or R; both begin at W itself.
+
+    Raises
+    ------
+    ValueError
+        If there is no such kind, or W has no such rank.
+    """
+
+    def __init__(self, weight: Tensor, kind: str, rank: int) -> None:
+        super().__init__()
+        matrix = weight.detach().flatten(1)
+        if kind not in ("lora", "lora_xs") or not 1 <= rank <= min(matrix.shape):
+            shape = " x ".join(map(str, matrix.shape))
+            raise ValueError(f"an adapter is lora or lora_xs, its rank one of {shape} weights; got {kind!r}, {rank}")
+        self.core: nn.Parameter | None = None
+        if kind == "lora":
+            self.left = nn.Parameter(matrix.new_zeros(len(matrix), rank))
+            self.right = nn.Parameter(torch.randn(rank, matrix.shape[1]) / matrix.shape[1] ** 0.5)
+        else:
+            U, S, Vh = torch.linalg.svd(matrix, full_matrices=False)
+            self.core = nn.Parameter(matrix.new_zeros(rank, rank))
+            self.register_buffer("left", U[:, :rank] * S[:rank])
+            self.register_buffer("right", Vh[:rank].clone())
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """W with what was learned added to it."""
+        left = self.left if self.core is None else self.left @ self.core
+        return weight + (left @ self.right).view_as(weight)
+
+
+def adapted(net: nn.Module, kind: str, rank: int) -> nn.Module:
+    """The network with all its weights held still, and an ``Adapter`` at each linear layer and 1 x 1 convolution."""
+    net.requires_grad_(False)
+    for layer in list(net.modules()):
+        if isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1)):
+            parametrize.register_parametrization(layer, "weight", Adapter(layer.weight, kind, rank))
+    return net
+
+
+def _norms(net: nn.Module) -> list[nn.BatchNorm2d]:
+    return [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
 
 
 def _package(name: str) -> Any:
