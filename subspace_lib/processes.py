@@ -55,7 +55,8 @@ def start(
     windows, groups = sys.platform == "win32", hasattr(os, "killpg")
     grouped = {"creationflags": CREATE_NEW_PROCESS_GROUP} if windows else {"process_group": 0} if groups else {}
     library = str(Path(__file__).resolve().parents[1])
-    path = os.pathsep.join(filter(None, (library, environment.get("PYTHONPATH"))))
+    paths = (library, *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep)))
+    path = os.pathsep.join(map(os.path.abspath, paths))  # the child's own children run in other folders
     told = {**environment, PARENT: str(os.getpid()), "PYTHONPATH": path}
     return subprocess.Popen(  # type: ignore[call-overload, no-any-return]
         command, env=told, stdin=subprocess.DEVNULL, stdout=output, stderr=output and subprocess.STDOUT, **grouped

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import io
+import itertools
 import json
 import os
 import re
@@ -227,7 +228,7 @@ def test_the_chapters_of_this_book_depend_on_what_they_import() -> None:
 def test_what_fails_is_said_and_the_others_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SUBSPACE_DATA", "somewhere")
-    uses = "from subspace_lib.tasks.datasets import _note, data_folder\nprint(data_folder())\n"
+    uses = "import beside\nfrom subspace_lib.tasks.datasets import _note, data_folder\nprint(data_folder())\n"
     root = make_root(
         tmp_path / "root",
         dead="import os\nos.kill(os.getpid(), 9)",
@@ -236,7 +237,9 @@ def test_what_fails_is_said_and_the_others_run(tmp_path: Path, monkeypatch: pyte
         wrong="raise KeyError('no such thing')",
         **{"part/good": uses + "_note('mnist'); _note('cifar10-standin'); _note('cifar10-standin')"},
     )
-    out = tmp_path / "out"
+    out = Path("out")  # the chapters' folder is another
+    (tmp_path / "beside.py").touch()
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, (".", os.environ.get("PYTHONPATH")))))
     with pytest.raises(BookError) as failed:
         book.execute_chapters(out, "smoke", "cpu", only=["wrong", "dead", "part/good"], jobs=3, root=root)
     said = str(failed.value)
@@ -292,6 +295,75 @@ def test_a_dead_builds_folder_is_cleared_and_a_live_ones_is_not(tmp_path: Path) 
         assert first.is_dir() and second.is_dir() and first != second
         assert not (tmp_path / "running-dead").exists()
     assert list(tmp_path.glob("running-*")) == []
+
+
+@pytest.fixture
+def editions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages that are built in no time, with the number of the build on them."""
+    numbers = itertools.count(1)
+
+    def build(root: Path, executed: Path, folder: Path, builder: str) -> Path:
+        (folder / "built").mkdir()
+        (folder / "built" / "index.html").write_text(f"edition {next(numbers)}")
+        return folder / "built"
+
+    monkeypatch.setattr(pages, "_jupyter_book", build)
+
+
+@pytest.mark.usefixtures("editions")
+def test_old_pages_that_cannot_be_removed_are_named_and_in_nobodys_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, remove = make_root(tmp_path / "root"), os.unlink
+
+    def refuse(path: str, **where: object) -> None:
+        if Path(path).name == "index.html":
+            raise PermissionError(1, "Operation not permitted", path)
+        remove(path, **where)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", refuse)
+        for number in range(1, 5):
+            assert pages.build_pages(root, tmp_path).read_text() == f"edition {number}"
+    left = list((root / "_build").glob("running-*"))
+    assert len(left) == 3
+    said = capsys.readouterr().out
+    assert sum(f"{path} cannot be removed" in said for path in left) == 2, "all but the last build's"
+    (root / "_build" / "running-odd" / "lock" / "no file").mkdir(parents=True)
+    assert pages.build_pages(root, tmp_path).read_text() == "edition 5"
+    assert not list((root / "_build").glob("running-*"))
+
+
+@pytest.mark.parametrize("name", ["html", "built"])
+@pytest.mark.usefixtures("editions")
+def test_pages_that_cannot_be_moved_stay_and_are_named(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, rename = make_root(tmp_path / "root"), Path.rename
+    index = pages.build_pages(root, tmp_path)
+
+    def refuse(path: Path, to: Path) -> Path:
+        if path.name == name:
+            raise PermissionError(13, "Permission denied", path)
+        return rename(path, to)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(BookError, match=r"html \(Permission denied\), which is as it was; close what uses it"):
+        pages.build_pages(root, tmp_path)
+    assert index.read_text() == "edition 1"
+    assert not list((root / "_build").glob("running-*"))
+
+
+@pytest.mark.usefixtures("editions")
+@pytest.mark.skipif(sys.platform == "win32", reason="links want rights there")
+def test_a_link_in_the_place_of_the_pages_is_followed(tmp_path: Path) -> None:
+    root = make_root(tmp_path / "root")
+    (root / "_build").mkdir()
+    (root / "_build" / "html").symlink_to(tmp_path / "site" / "book")
+    for number in (1, 2):
+        index = pages.build_pages(root, tmp_path)
+        assert (tmp_path / "site" / "book" / "index.html").read_text() == f"edition {number}"
+    assert index == root / "_build" / "html" / "index.html" and index.parent.is_symlink()
 
 
 def start_build(root: Path) -> subprocess.Popen[str]:

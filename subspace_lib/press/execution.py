@@ -52,7 +52,11 @@ class Run:
 
 @contextmanager
 def running_folder(parent: Path) -> Iterator[Path]:
-    """A folder that is gone afterwards; what a switched-off machine left in ``parent`` is cleared by the next."""
+    """A folder that is gone afterwards; what a switched-off machine left in ``parent`` is cleared by the next.
+
+    What cannot be removed is named, and in nobody's way.
+    """
+    parent = parent.absolute()  # chapters run in another folder
     parent.mkdir(parents=True, exist_ok=True)
     with FileLock(parent / ".running.lock"):
         for old in parent.glob("running-*"):
@@ -61,7 +65,11 @@ def running_folder(parent: Path) -> Iterator[Path]:
                     pass
             except Timeout:
                 continue
+            except OSError:  # another user's
+                pass
             shutil.rmtree(old, ignore_errors=True)
+            if old.exists():
+                print(f"{old} cannot be removed, and is in nobody's way; remove it by hand", flush=True)
         folder = Path(tempfile.mkdtemp(prefix="running-", dir=parent))
         lock = FileLock(folder / "lock")
         lock.acquire()

@@ -66,22 +66,38 @@ def build_pages(root: Path, executed: Path) -> Path:
     BookError
         If there is a warning or an error; the old pages are still there.
     """
-    html = root / "_build" / "html"
+    html = Path(os.path.realpath(root / "_build" / "html"))
     started = time.monotonic()
-    with running_folder(root / "_build") as folder:
+    with running_folder(html.parent) as folder:
         built = _jupyter_book(root, executed, folder, "html")
         finish_pages(built, _configuration(root).get("html", {}).get("baseurl", ""))
         if (sources := built / "_sources").is_dir():  # the button of every page that downloads it
             write_notebooks(root, sources)
         if (root / "book" / "instructors.md").is_file():
             write_slides(root / "book", executed, built / "slides")
-        if html.exists():
-            html.rename(folder / "old")
-        built.rename(html)
-    index = html / "index.html"
+        _exchange(html, built, folder / "old")
+    index = root / "_build" / "html" / "index.html"
     print(f"pages ... {time.monotonic() - started:.0f} s\n\nThe book is in {index}", flush=True)
     print(f"Open that file in a browser, or: python -m webbrowser {index.as_uri()}", flush=True)
     return index
+
+
+def _exchange(there: Path, new: Path, aside: Path) -> None:
+    """Put a new folder in the place of what is there, which moves aside; or leave it."""
+    try:
+        if there.exists():
+            there.rename(aside)
+        try:
+            new.rename(there)
+        except OSError:
+            if aside.exists():
+                aside.rename(there)
+            raise
+    except OSError as error:
+        raise BookError(
+            f"the new pages could not take the place of {there} ({error.strerror}), which is as it was; "
+            "close what uses it, or move it away, and build again"
+        ) from None
 
 
 def finish_pages(built: Path, address: str) -> None:
