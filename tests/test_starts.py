@@ -136,30 +136,46 @@ def small_network():
     return nn.Sequential(nn.Conv2d(3, 6, 3), nn.Conv2d(6, 8, 1), nn.Flatten(), nn.Linear(32, 10))
 
 
-def test_adapters_begin_at_the_network_and_are_the_only_thing_trained():
+@pytest.mark.parametrize(
+    ("kind", "numbers"), [("lora", 2 * (14 + 42)), ("lora_held", 2 * 18), ("vera", 18 + 4), ("lora_xs", 2 * 4)]
+)
+def test_adapters_begin_at_the_network_and_are_the_only_thing_trained(kind, numbers):
     x, before = torch.randn(5, 3, 4, 4), small_network()
-    for kind, numbers in (("lora", 2 * (6 + 8 + 32 + 10)), ("lora_xs", 2 * 4)):
-        net = adapted(small_network(), kind, 2)
-        assert torch.allclose(net(x), before(x), atol=1e-6)
-        assert sum(p.numel() for p in net.parameters() if p.requires_grad) == numbers
-        model = SubspaceModel(net, make_projection("one_hot", numbers, 5, seed=0))
-        fit(model, Data((x, torch.arange(5)), None), epochs=3, lr=0.1, batch_size=5)
-        changed = model.merge()
-        assert torch.equal(changed[0].weight, before[0].weight)
-        difference = (changed[3].weight - before[3].weight).detach()
-        assert torch.linalg.matrix_rank(difference, atol=1e-5) in (1, 2)
-        U, _, Vh = torch.linalg.svd(before[3].weight.detach(), full_matrices=False)
-        kept = U[:, :2] @ U[:, :2].T @ difference @ Vh[:2].T @ Vh[:2]
-        assert torch.allclose(kept, difference, atol=1e-6) == (kind == "lora_xs")
+    net = adapted(small_network(), kind, 2)
+    assert torch.allclose(net(x), before(x), atol=1e-6)
+    assert count_parameters(net) == numbers
+    model = SubspaceModel(net, make_projection("one_hot", numbers, 5, seed=0))
+    fit(model, Data((x, torch.arange(5)), None), epochs=3, lr=0.1, batch_size=5)
+    changed = model.merge()
+    assert torch.equal(changed[0].weight, before[0].weight)
+    difference = (changed[3].weight - before[3].weight).detach()
+    assert torch.linalg.matrix_rank(difference, atol=1e-5) in (1, 2)
+    U, _, Vh = torch.linalg.svd(before[3].weight.detach(), full_matrices=False)
+    kept = U[:, :2] @ U[:, :2].T @ difference @ Vh[:2].T @ Vh[:2]
+    assert torch.allclose(kept, difference, atol=1e-6) == (kind == "lora_xs")
+
+
+@pytest.mark.parametrize("kind", starts.ADAPTERS)
+def test_planes_are_linear_in_what_is_trained(kind):
+    """The chapter calls two of them planes: twice the trained numbers is twice the change."""
+    adapter = starts.ADAPTERS[kind](torch.randn(6, 5), 2)
+    trained = [p for p in adapter.parameters() if p.requires_grad]
+    with torch.no_grad():
+        for p in trained:
+            p.normal_()
+        once = adapter.change()
+        for p in trained:
+            p.mul_(2)
+        assert torch.allclose(adapter.change(), (2 if kind in ("lora_held", "lora_xs") else 4) * once, atol=1e-5)
 
 
 def test_adapters_and_subspaces_that_are_too_large_are_refused():
-    with pytest.raises(ValueError, match="its rank one of 8 x 6 weights; got 'lora', 7"):
+    with pytest.raises(ValueError, match="a layer of 8 x 6 weights has no rank 7; give 1 to 6"):
         adapted(small_network(), "lora", 7)
-    with pytest.raises(ValueError, match="got 'vera', 2"):
-        adapted(small_network(), "vera", 2)
+    with pytest.raises(ValueError, match="unknown adapter 'dora'; choose one of: lora, lora_held, vera, lora_xs"):
+        adapted(small_network(), "dora", 2)
     net = adapted(small_network(), "lora_xs", 2)
-    with pytest.raises(ValueError, match="9"):
+    with pytest.raises(ValueError, match="d must lie between 1 and D = 8, got 9"):
         make_projection("one_hot", count_parameters(net), 9, seed=0)
 
 

@@ -565,7 +565,8 @@ def test_every_experiment_has_three_seeds_a_point_and_no_run_twice(name, tmp_pat
     seeds = {}
     for spec in specs:
         seeds.setdefault(replace(spec, seed=0).key, set()).add(spec.seed)
-    assert all(len(found) >= (1 if name.startswith("lr") else 3) for found in seeds.values())
+    one_at_first = name.startswith("lr") or name in ("finetune_adapters", "finetune_network")
+    assert all(len(found) >= (1 if one_at_first else 3) for found in seeds.values())
     assert [spec.seed for spec in specs] == sorted(spec.seed for spec in specs)
 
 

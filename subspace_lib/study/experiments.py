@@ -55,24 +55,42 @@ FINE_TUNING: dict[int | None, tuple[float, ...]] = {
     None: (1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
 }
 """The rates that fine-tuning tries at each d (None: all weights), the same from every start."""
+Point = tuple[dict[str, Any], int | None, tuple[float, ...]]
+"""Options of a network, d (None: all that they leave free), and the rates that seed 0 tries there."""
 _IMAGENET: dict[str, Any] = {"start": "imagenet", "norm": "frozen"}
-_UNSTILL: dict[str, Any] = {"start": "imagenet", "norm": "batch"}
-_RANDOM: dict[str, Any] = {"start": "random", "norm": "batch"}
-_FACTORS: dict[str, Any] = _IMAGENET | {"adapter": {"kind": "lora", "rank": 4}}
-NETWORK: tuple[tuple[dict[str, Any], int | None, tuple[float, ...]], ...] = (
+_FACTORS: dict[str, Any] = {"adapter": {"kind": "lora", "rank": 4}}
+NETWORK: tuple[Point, ...] = (
     (_IMAGENET, 200, (3e-2, 1e-1, 3e-1, 1.0)),
     (_IMAGENET, 1000, (3e-2, 1e-1, 3e-1)),
     (_IMAGENET, 5000, (1e-2, 3e-2, 1e-1)),
     (_IMAGENET, None, (1e-4, 3e-4, 1e-3)),
-    (_FACTORS, 1000, (3e-2, 1e-1, 3e-1)),
-    (_RANDOM, None, (3e-4, 1e-3, 3e-3)),
-    (_RANDOM, 1000, (1e-1, 3e-1, 1.0)),
-    (_FACTORS, 200, (1e-1, 3e-1, 1.0)),
+    (_IMAGENET | _FACTORS, 1000, (3e-2, 1e-1, 3e-1)),
+    ({"start": "random", "norm": "batch"}, None, (3e-4, 1e-3, 3e-3)),
+    ({"start": "random", "norm": "batch"}, 1000, (1e-1, 3e-1, 1.0)),
+    (_IMAGENET | _FACTORS, 200, (1e-1, 3e-1, 1.0)),
     (_IMAGENET | {"adapter": {"kind": "lora_xs", "rank": 5}}, None, (3e-3, 1e-2, 3e-2)),
-    (_UNSTILL, 1000, (3e-2, 1e-1, 3e-1)),
+    ({"start": "imagenet", "norm": "batch"}, 1000, (3e-2, 1e-1, 3e-1)),
 )
-"""What the large network is tried at: its start, statistics and adapters, d (None: all that its start leaves free), and
-the rates."""
+"""Where the large network is tried."""
+_DIGITS: dict[str, Any] = {"start": "digits"}
+ADAPTED: tuple[Point, ...] = (
+    (_DIGITS, 200, (1e-2, 3e-2, 1e-1, 3e-1, 1.0)),
+    (_DIGITS | _FACTORS, 200, (1e-2, 3e-2, 1e-1, 3e-1, 1.0)),
+    (_DIGITS | {"adapter": {"kind": "lora_xs", "rank": 10}}, None, (3e-3, 1e-2, 3e-2, 1e-1, 3e-1)),
+    (_DIGITS | {"adapter": {"kind": "lora_held", "rank": 1}}, None, (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)),
+    (_DIGITS | {"adapter": {"kind": "vera", "rank": 5}}, None, (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)),
+    (_DIGITS, 1194, (3e-3, 1e-2, 3e-2, 1e-1, 3e-1)),
+    (_DIGITS | _FACTORS, 1194, (3e-3, 1e-2, 3e-2, 1e-1, 3e-1)),
+    (_DIGITS | {"adapter": {"kind": "lora", "rank": 1}}, None, (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)),
+)
+"""Adapters on the network of digits: at about 200 trained numbers, and at the 1,194 that LoRA takes at least."""
+FEW_DIGITS: dict[str, Any] = {
+    "model": "mlp", "train_images": 1000, "val_images": 2000, "epochs": 30, "patience": 6, "batch_size": 50,
+}  # fmt: skip
+FEW_PHOTOGRAPHS: dict[str, Any] = {
+    "model": "efficientnet", "train_images": 1000, "val_images": 500, "epochs": 4, "patience": None, "batch_size": 50,
+}  # fmt: skip
+"""How the networks of fine-tuning are trained."""
 CONTROLS = ("mnist/shifted", "mnist/inverted", "cifar10/grey")
 """The tasks that a network of digits does not nearly solve."""
 
@@ -325,21 +343,25 @@ def _fine_tuning_control(*_: Any) -> Settings:
 
 
 def _few_images(task: str, start: str, dimensions: Sequence[int | None]) -> Settings:
-    common = {"dataset": task, "model": "mlp", "model_options": {"start": start}, "train_images": 1000}
-    common |= {"val_images": 2000, "epochs": 30, "patience": 6, "batch_size": 50}
+    common = {"dataset": task, "model_options": {"start": start}} | FEW_DIGITS
     for d in dimensions:
         family = {} if d is None else {"projection": "one_hot"}
         yield from (common | family | {"d": d, "lr": lr} for lr in FINE_TUNING[d])
 
 
+def _adapters(name: str, folder: Path) -> Settings:
+    return _fitted(name, folder, {"dataset": "mnist/rotated_30"} | FEW_DIGITS, ADAPTED)
+
+
 def _fine_tuning_network(name: str, folder: Path) -> Settings:
-    """A network of ImageNet on a thousand small photographs: seed 0 tries rates, the others run at its best one."""
-    common = {"dataset": "cifar10/few", "model": "efficientnet", "train_images": 1000, "val_images": 500}
-    common |= {"epochs": 4, "patience": None, "batch_size": 50}
+    return _fitted(name, folder, {"dataset": "cifar10/few"} | FEW_PHOTOGRAPHS, NETWORK)
+
+
+def _fitted(name: str, folder: Path, common: dict[str, Any], points: Sequence[Point]) -> Settings:
+    """Seed 0 tries all rates of a point; the others run at the best, once that is known."""
     recorded = results(name, folder)
-    for options, d, rates in NETWORK:
-        at: dict[str, Any] = common | {"d": d, "model_options": options}
-        at |= {} if d is None else {"projection": "one_hot"}
+    for options, d, rates in points:
+        at = common | {"d": d, "model_options": options} | ({} if d is None else {"projection": "one_hot"})
         words = json.dumps(options, sort_keys=True)
         losses = {
             row["lr"]: row["val_loss"] if row["val_loss"] is not None else math.inf
@@ -371,6 +393,7 @@ EXPERIMENTS: dict[str, Callable[[str, Path], Settings]] = {
     "width_depth": _shapes,
     "finetune": _fine_tuning,
     "finetune_control": _fine_tuning_control,
+    "finetune_adapters": _adapters,
     "finetune_network": _fine_tuning_network,
 }
 """What each experiment runs, by name, in the order of the study: the choice of learning rates first."""

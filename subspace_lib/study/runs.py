@@ -70,28 +70,25 @@ def run(specs: Sequence[Spec], data: Data) -> list[dict[str, Any]]:
 
 def make_model(spec: Spec, data: Data) -> nn.Module:
     """The network of a specification on the device of the data, or its subspace; theta0 depends on the seed alone."""
-    device = data.train[0].device
+    device, options = data.train[0].device, dict(spec.model_options)
+    adapter = options.pop("adapter", None)
 
     def network() -> nn.Module:
         channels = data.shape[0]
         if spec.model == "mlp":
-            options = dict(spec.model_options)
             start = options.pop("start", "random")
             return begin(MLP(data.shape.numel(), **options), start, spec.seed, "-standin" not in data.name)
         if spec.model == "efficientnet":
-            options = dict(spec.model_options)
-            adapter = options.pop("adapter", None)
-            net = EfficientNet(**options)
-            return adapted(net, **adapter) if adapter else net
+            return EfficientNet(**options)
         if spec.model == "lenet":
-            return LeNet(channels, **spec.model_options)
+            return LeNet(channels, **options)
         if spec.model == "small_lenet":
-            return SmallLeNet(channels, **spec.model_options)
+            return SmallLeNet(channels, **options)
         raise ValueError(f"unknown model {spec.model!r}; choose one of: mlp, lenet, small_lenet, efficientnet")
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.seed)
-        net = network()
+        net = adapted(network(), **adapter) if adapter else network()
     if spec.projection == "none":
         return net.to(device)
     return SubspaceModel(net, _make_projection(spec, net)).to(device)

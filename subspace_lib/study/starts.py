@@ -183,45 +183,80 @@ class EfficientNet(nn.Module):
         return torch.stack([outputs[:, list(group)].logsumexp(1) for group in CLASSES], 1)
 
 
-class Adapter(nn.Module):
-    """What a layer's weights W become: W + B A ("lora"), or W + U S R V^T with W's own singular vectors ("lora_xs").
+class LoRA(nn.Module):
+    """W + B A of the weights W of a layer, A and B trained; as every adapter it begins at W itself."""
 
-    Trained are A and B, or R; both begin at W itself.
+    def __init__(self, matrix: Tensor, rank: int) -> None:
+        super().__init__()
+        self.B = nn.Parameter(matrix.new_zeros(len(matrix), rank))
+        self.A = nn.Parameter(torch.randn(rank, matrix.shape[1]) / matrix.shape[1] ** 0.5)
+
+    def change(self) -> Tensor:
+        """What is added to W."""
+        return self.B @ self.A
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """W with what was learned added to it."""
+        return weight + self.change().view_as(weight)
+
+
+class HeldLoRA(LoRA):
+    """W + B A, and only B is trained: a plane."""
+
+    def __init__(self, matrix: Tensor, rank: int) -> None:
+        super().__init__(matrix, rank)
+        self.A.requires_grad_(False)
+
+
+class VeRA(LoRA):
+    """W + diag(b) B diag(v) A with random B and A, and only b and v are trained."""
+
+    def __init__(self, matrix: Tensor, rank: int) -> None:
+        super().__init__(matrix, rank)
+        nn.init.normal_(self.B, std=rank**-0.5)
+        self.requires_grad_(False)
+        self.b, self.v = nn.Parameter(matrix.new_zeros(len(matrix))), nn.Parameter(matrix.new_full((rank,), 0.1))
+
+    def change(self) -> Tensor:
+        """What is added to W."""
+        return self.b[:, None] * self.B * self.v @ self.A
+
+
+class LoRAXS(LoRA):
+    """W + U S R V^T with the first singular vectors of W = U S V^T, and only R is trained: a plane."""
+
+    def __init__(self, matrix: Tensor, rank: int) -> None:
+        super().__init__(matrix, rank)
+        U, S, Vh = torch.linalg.svd(matrix, full_matrices=False)
+        self.B, self.A = (nn.Parameter(held, False) for held in (U[:, :rank] * S[:rank], Vh[:rank].clone()))
+        self.R = nn.Parameter(matrix.new_zeros(rank, rank))
+
+    def change(self) -> Tensor:
+        """What is added to W."""
+        return self.B @ self.R @ self.A
+
+
+ADAPTERS: dict[str, type[LoRA]] = {"lora": LoRA, "lora_held": HeldLoRA, "vera": VeRA, "lora_xs": LoRAXS}
+
+
+def adapted(net: nn.Module, kind: str, rank: int) -> nn.Module:
+    """The network with all its weights held still, and an adapter at each linear layer and 1 x 1 convolution.
 
     Raises
     ------
     ValueError
-        If there is no such kind, or W has no such rank.
+        If there is no such kind, or a layer has no such rank.
     """
-
-    def __init__(self, weight: Tensor, kind: str, rank: int) -> None:
-        super().__init__()
-        matrix = weight.detach().flatten(1)
-        if kind not in ("lora", "lora_xs") or not 1 <= rank <= min(matrix.shape):
-            shape = " x ".join(map(str, matrix.shape))
-            raise ValueError(f"an adapter is lora or lora_xs, its rank one of {shape} weights; got {kind!r}, {rank}")
-        self.core: nn.Parameter | None = None
-        if kind == "lora":
-            self.left = nn.Parameter(matrix.new_zeros(len(matrix), rank))
-            self.right = nn.Parameter(torch.randn(rank, matrix.shape[1]) / matrix.shape[1] ** 0.5)
-        else:
-            U, S, Vh = torch.linalg.svd(matrix, full_matrices=False)
-            self.core = nn.Parameter(matrix.new_zeros(rank, rank))
-            self.register_buffer("left", U[:, :rank] * S[:rank])
-            self.register_buffer("right", Vh[:rank].clone())
-
-    def forward(self, weight: Tensor) -> Tensor:
-        """W with what was learned added to it."""
-        left = self.left if self.core is None else self.left @ self.core
-        return weight + (left @ self.right).view_as(weight)
-
-
-def adapted(net: nn.Module, kind: str, rank: int) -> nn.Module:
-    """The network with all its weights held still, and an ``Adapter`` at each linear layer and 1 x 1 convolution."""
+    if kind not in ADAPTERS:
+        raise ValueError(f"unknown adapter {kind!r}; choose one of: {', '.join(ADAPTERS)}")
     net.requires_grad_(False)
     for layer in list(net.modules()):
         if isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1)):
-            parametrize.register_parametrization(layer, "weight", Adapter(layer.weight, kind, rank))
+            matrix = layer.weight.detach().flatten(1)
+            if not 1 <= rank <= min(matrix.shape):
+                shape = " x ".join(map(str, matrix.shape))
+                raise ValueError(f"a layer of {shape} weights has no rank {rank}; give 1 to {min(matrix.shape)}")
+            parametrize.register_parametrization(layer, "weight", ADAPTERS[kind](matrix, rank))
     return net
 
 
