@@ -82,7 +82,8 @@ def check_recipe(recipe: dict[str, Any], D: int, d: int) -> None:
     Raises
     ------
     CheckpointError
-        If a size in it, at any depth, is no whole number between 1 and D, or it names another D or d.
+        If a size in it, at any depth, is no whole number between 1 and D, it names another D or d, or its blocks have
+        more than D rows.
     """
     for label, size in (("D", D), ("d", d)):
         if recipe.get(label, size) != size:
@@ -96,6 +97,21 @@ def check_recipe(recipe: dict[str, Any], D: int, d: int) -> None:
                 inner.append(value)
             elif label in ("D", "d") and not (type(value) is int and 1 <= value <= D):
                 raise CheckpointError(f"names a P with {label} = {value!r}; allowed are whole numbers from 1 to {D}")
+    try:
+        rows = _rows(recipe)
+    except RecursionError:
+        raise CheckpointError("names a P of parts that lie too deep in each other") from None
+    if rows > D:
+        raise CheckpointError(f"names a P whose blocks have {rows} rows, but what it belongs to has {D}")
+
+
+def _rows(part: Any) -> int:
+    """Rows of a recipe's P: those that it names, else of all blocks in a list, or of the largest part."""
+    if isinstance(part, list):
+        return sum(map(_rows, part))
+    if isinstance(part, dict):
+        return int(part["D"] if "D" in part else max(map(_rows, part.values()), default=0))
+    return 0
 
 
 def fill(name: str, buffer: Tensor, value: Tensor) -> None:

@@ -10,6 +10,7 @@ from statistics import median
 import torch
 from torch import Tensor
 
+from subspace_lib.checks import seed as checked_seed
 from subspace_lib.projections import Projection
 from subspace_lib.projections.base import wide
 
@@ -67,7 +68,7 @@ def diagnose(P: Projection, seed: int = 0) -> Diagnosis:
     >>> found["rank"], found["reach"]
     (100, 1.0)
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(checked_seed("seed", seed))
 
     def normal(size: int) -> Tensor:
         return torch.randn(size, generator=generator).to(P.device, P.dtype)

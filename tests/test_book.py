@@ -23,6 +23,7 @@ from subspace_lib.press import execution, pages
 from subspace_lib.press.chapters import BookError, chapter_names, modules_of, read_notebook, record_of
 from subspace_lib.press.execution import running_folder
 from subspace_lib.press.status import status_tables, write_executions
+from subspace_lib.press.takeaway import works_of
 
 REPORT = 'import os\nprint(PROFILE, os.environ["SUBSPACE_DEVICE"], os.environ.get("SUBSPACE_OFFLINE"))'
 
@@ -265,6 +266,9 @@ def test_what_fails_is_said_and_the_others_run(tmp_path: Path, monkeypatch: pyte
 def test_pages_from_chapters_executed_elsewhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = "print(6 * 7)"
     root = make_root(tmp_path / "root", **{"part/first": source, "second": source, "third": source})
+    (root / "book/status.md").write_text("# Status\n")
+    with (root / "book/_toc.yml").open("a") as contents:
+        contents.write("- file: status\n")
     elsewhere = tmp_path / "elsewhere"
     with pytest.raises(ValueError, match="no executed chapter in .*elsewhere; run"):
         book.pages_of(elsewhere, root)
@@ -278,12 +282,18 @@ def test_pages_from_chapters_executed_elsewhere(tmp_path: Path, capsys: pytest.C
     assert "never executed stand as they are written" in capsys.readouterr().out
     assert "42" in (index.parent / "part/first.html").read_text()
     assert "42" not in (index.parent / "third.html").read_text()
+    written = (index.parent / "_sources/part/first.ipynb", *(index.parent / "_downloads").rglob("first.ipynb"))
+    assert ["42" in path.read_text() for path in written].count(False) == 2, "the button of the page, and a download"
 
 
 def test_a_broken_chapter_is_named(tmp_path: Path) -> None:
     root = make_root(tmp_path, first="1")
-    for text in ("{", "[]", '{"cells": [1]}'):
-        (root / "book/first.ipynb").write_text(text)
+    odd = json.loads((root / "book/first.ipynb").read_text())
+    texts = ["{", "[]", '{"cells": [1]}', "[" * 100_000, "\xe9"]
+    for metadata in ([], {"tags": None}, {"tags": 1}):
+        texts.append(json.dumps(odd | {"cells": [*odd["cells"], odd["cells"][1] | {"metadata": metadata}]}))
+    for text in texts:
+        (root / "book/first.ipynb").write_text(text, encoding="latin-1")
         with pytest.raises(ValueError, match=r"book/first\.ipynb is not a notebook"):
             book.execute_chapters(tmp_path / "out", root=root)
 
@@ -423,12 +433,35 @@ def test_contents_that_name_what_is_not_there(tmp_path: Path) -> None:
     (tmp_path / "_toc.yml").write_text("root: index\nchapters: [{file: index}]\n")
     with pytest.raises(ValueError, match="names 'index', but book/ has no index.ipynb or index.md"):
         chapter_names(tmp_path)
-    (tmp_path / "_toc.yml").write_text("root: [")
-    with pytest.raises(ValueError, match="_toc.yml is not YAML"):
+    (tmp_path / "_toc.yml").write_text("format: jb-book")
+    with pytest.raises(ValueError, match="_toc.yml names no page"):
         chapter_names(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["{}", "[]", "{", '{"metadata": {}}'])
+@pytest.mark.parametrize("text", ["root: [", "", "words", "root: \xe9", "root: &again [*again]"])
+def test_contents_and_configuration_that_are_no_yaml_are_named(text: str, tmp_path: Path) -> None:
+    for name, read in (("_toc.yml", chapter_names), ("_config.yml", pages._configuration)):
+        (tmp_path / name).write_text(text, encoding="latin-1")
+        with pytest.raises(ValueError, match=f"{name} is not YAML"):
+            read(tmp_path)
+
+
+def test_references_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "references.bib"
+    for text, words in (
+        ("@book{a, title = {", "is not BibTeX"),
+        ("@book{a, year = 2000}", ": 'a' needs an author"),
+        ("@book{a, author = {\xe9}}", r"is not text in UTF-8 \(byte 19\)"),
+    ):
+        path.write_text(text, encoding="latin-1")
+        with pytest.raises(ValueError, match=rf"references\.bib:? ?{words}"):
+            works_of(path)
+
+
+NO_RECORD = '{"cells": [], "metadata": {"subspace": {"digest": "1", "profile": "quick"}}}'
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "{", '{"metadata": {}}', NO_RECORD])
 def test_damaged_executed_chapter_counts_as_never_executed(text: str, tmp_path: Path) -> None:
     (tmp_path / "01.ipynb").write_text(text)
     assert record_of(tmp_path, "01") is None
@@ -447,6 +480,11 @@ def test_the_status_page_says_what_ran_where(root: Path) -> None:
     assert json.loads(clean) == read_notebook(root / "book/first.ipynb")
     assert executed == (root / "_build/executed/first.ipynb").read_bytes()
 
+    for damaged in ("{", "[]", '{"first": {"seconds": 3}}'):
+        gpu.write_text(damaged)
+        with pytest.raises(ValueError, match=r"executions_cuda\.json does not hold records of executions"):
+            status_tables(root / "_build/executed", ["first"], gpu)
+    gpu.unlink()
     write_executions(gpu, {"first": record})
     assert not gpu.exists(), "it ran on a CPU"
     on_gpu = record | {"profile": "full", "device": "NVIDIA H200", "standins": ["mnist-standin"], "seconds": 123.4}

@@ -159,6 +159,12 @@ def test_files_of_the_first_format_still_load(dtype, tmp_path):
         {"name": ["one_hot"], "D": 32, "d": 6, "seed": 0},
         {"name": "one_hot", "D": 32, "d": 6, "seed": -1},
         {"name": "layerwise"},
+        {"name": "layerwise", "blocks": [{"name": "dense", "D": 32, "d": 6, "seed": 0}] * 1000},
+        {
+            "name": "scaled",
+            "factor": 2.0,
+            "P": {"name": "layerwise", "blocks": [{"name": "dense", "D": 32, "d": 6}] * 9},
+        },
         {},
     ],
 )

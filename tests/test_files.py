@@ -29,6 +29,16 @@ def test_an_unwritable_folder_is_named(tmp_path):
         model.save(tmp_path / "taken" / "model.safetensors")
 
 
+def test_a_file_that_was_made_read_only_is_not_replaced(tmp_path):
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+    path.chmod(0o400)
+    with pytest.raises(OSError, match=r"read-only, and therefore not replaced.*file\.txt"):
+        replaced_atomically(path).__enter__()
+    path.chmod(0o600)
+    assert path.read_text() == "old"
+
+
 @pytest.mark.skipif(os.name != "posix", reason="modes and links are POSIX's")
 def test_modes_links_and_what_is_no_file(tmp_path, monkeypatch):
     path = tmp_path / "file.txt"
@@ -46,6 +56,10 @@ def test_modes_links_and_what_is_no_file(tmp_path, monkeypatch):
         assert stat.S_IMODE(path.stat().st_mode) == 0o640, "the mode of the old file"
     finally:
         os.umask(before)
+    if os.geteuid() == 0:
+        os.chown(path, 12, 34)
+        write(path)
+        assert (path.stat().st_uid, path.stat().st_gid) == (12, 34), "the owner of the old file"
     link = tmp_path / "link"
     link.symlink_to(path)
     path.write_text("old")

@@ -208,6 +208,8 @@ def test_diagnosis_of_a_large_sparse_projection_samples_and_finds_its_reach():
     assert abs(found["reach"] - (1 - math.exp(-d / math.sqrt(D)))) < 0.01
     assert "columns sampled" in str(found)
     assert "<th>reach</th>" in found._repr_html_()
+    with pytest.raises(ValueError, match="seed must lie between 0 and 4294967295"):
+        diagnose(make_projection("sparse", D, d), 2**32)
 
 
 def test_diagnosis_sees_shared_rows():

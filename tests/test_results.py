@@ -37,7 +37,8 @@ def test_figures_are_picked_by_number_or_text_alike():
     assert len(by_text) > 3 and by_text == published(d=150) == published(d=150.0)
     assert [row["d"] for row in by_text] == [150] * len(by_text)
     assert published(D="1000-1500", quantity="val_accuracy_median")
-    assert published(d="none") == []
+    with pytest.raises(ValueError, match="'none' was found in column 'd'"):
+        published(d="none")
 
 
 def test_results_are_empty_until_there_is_a_table(tmp_path):
@@ -75,6 +76,10 @@ def test_a_column_has_one_type_whatever_its_cells_look_like(tmp_path):
     for cells, message in (
         ("commit,seed\na,1.5", "'1.5' was found in column 'seed'"),
         ("age\n1", "unknown column 'age'"),
+        ("d\nnan", "'nan' was found in column 'd'"),
+        ("d,seed\n1,2\n3", "line 3 has more or fewer cells than the line of the columns"),
+        ("d,seed\n1,2,3", "line 2 has more or fewer cells"),
+        ("commit\n" + "a" * 200_000, "field larger than field limit"),
     ):
         (tmp_path / "f3.csv").write_text(cells + "\n")
         with pytest.raises(ValueError, match=f"f3.csv cannot be read: {message}"):

@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from subspace_lib.files import replaced_atomically
 from subspace_lib.press.chapters import BookError, chapter_names, check_parameters, digest_of, record_of
 from subspace_lib.press.execution import LIMIT, execute, explain, keep, running_folder
 from subspace_lib.press.pages import build_pages
@@ -59,8 +60,8 @@ def pages_of(executed: Path, root: Path = ROOT) -> Path:
     own = root / "_build" / "executed"
     if executed.resolve() != own.resolve():
         for name in records:
-            (own / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(executed / f"{name}.ipynb", own / f"{name}.ipynb")
+            with replaced_atomically(own / f"{name}.ipynb") as temporary:
+                shutil.copyfile(executed / f"{name}.ipynb", temporary)
     write_executions(root / "data" / "executions_cuda.json", records)
     return build_pages(root, own)
 

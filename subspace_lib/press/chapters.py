@@ -14,6 +14,9 @@ from subspace_lib.processes import Unfinished
 
 PARAMETER = "PROFILE"
 LIBRARY = "subspace_lib"
+RECORD: dict[str, Any] = dict.fromkeys(("profile", "device", "date", "commit"), str)
+RECORD |= {"versions": dict, "seconds": (int, float), "standins": list}
+"""What is noted down of an executed chapter, beside its digest, and of which type."""
 
 
 class BookError(Unfinished):
@@ -28,7 +31,6 @@ def chapter_names(book: Path) -> list[str]:
     ValueError
         If it cannot be read, or names what is not there.
     """
-    import yaml
 
     def files(node: Any) -> Iterable[str]:
         if isinstance(node, dict):
@@ -37,15 +39,33 @@ def chapter_names(book: Path) -> list[str]:
         elif isinstance(node, list):
             yield from (name for item in node for name in files(item))
 
-    try:
-        contents = yaml.safe_load((book / "_toc.yml").read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"book/_toc.yml is not YAML: {' '.join(str(error).split())}") from None
-    names = list(files(contents))
+    names = list(files(read_yaml(book / "_toc.yml")))
+    if not names:
+        raise ValueError("book/_toc.yml names no page; the front page stands in its line `root: ...`")
     for name in names:
         if not any((book / f"{name}{ending}").is_file() for ending in (".ipynb", ".md")):
             raise ValueError(f"book/_toc.yml names {name!r}, but book/ has no {name}.ipynb or {name}.md; add one")
     return [name for name in names if (book / f"{name}.ipynb").is_file()]
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The names and values of a file of YAML.
+
+    Raises
+    ------
+    ValueError
+        If it is none, or refers to itself; the message names it.
+    """
+    import yaml
+
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        json.dumps(found, default=str)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is not YAML of names and values")
+    return found
 
 
 def read_notebook(path: Path) -> dict[str, Any]:
@@ -59,8 +79,8 @@ def read_notebook(path: Path) -> dict[str, Any]:
     try:
         notebook: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         for cell in notebook["cells"]:
-            cell["metadata"], cell["cell_type"], "".join(cell["source"])
-    except (ValueError, LookupError, TypeError) as error:
+            cell["cell_type"], "".join(cell["source"]), [*cell["metadata"].get("tags", [])]
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} is not a notebook: {type(error).__name__}: {error}") from None
     return notebook
 
@@ -91,7 +111,12 @@ def record_of(executed: Path, name: str) -> dict[str, Any] | None:
         record = read_notebook(executed / f"{name}.ipynb")["metadata"]["subspace"]
     except (OSError, ValueError, LookupError, TypeError):
         return None
-    return record if isinstance(record, dict) else None
+    return record if is_record(record) else None
+
+
+def is_record(value: Any) -> bool:
+    """Whether it says all that a build notes down of an executed chapter."""
+    return isinstance(value, dict) and all(isinstance(value.get(name), kind) for name, kind in RECORD.items())
 
 
 def digest_of(root: Path, name: str, circumstances: Iterable[str]) -> str:

@@ -10,9 +10,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from subspace_lib.files import replaced_atomically
+from subspace_lib.files import read_text, replaced_atomically
 from subspace_lib.press.cards import add_card
-from subspace_lib.press.chapters import BookError, chapter_names, read_notebook
+from subspace_lib.press.chapters import BookError, chapter_names, read_notebook, read_yaml
 from subspace_lib.press.execution import running_folder
 from subspace_lib.press.markup import finish, sitemap
 from subspace_lib.press.scripts import hoist_scripts, write_scripts
@@ -211,7 +211,7 @@ def assemble(root: Path, executed: Path, folder: Path) -> bool:
             chapter.write_text(json.dumps(notebook), encoding="utf-8")
     if (status := folder / "status.md").exists():
         tables = status_tables(executed, names, root / "data" / "executions_cuda.json")
-        status.write_text(status.read_text(encoding="utf-8") + tables, encoding="utf-8")
+        status.write_text(read_text(status) + tables, encoding="utf-8")
     return there == names
 
 
@@ -236,7 +236,4 @@ def _jupyter_book(root: Path, executed: Path, folder: Path, builder: str) -> Pat
 
 
 def _configuration(root: Path) -> dict[str, Any]:
-    import yaml
-
-    found: dict[str, Any] = yaml.safe_load((root / "_config.yml").read_text(encoding="utf-8"))
-    return found
+    return read_yaml(root / "_config.yml")

@@ -7,6 +7,8 @@ import json
 import re
 from pathlib import Path
 
+from subspace_lib.files import read_text
+
 SCRIPT = Path(__file__).with_name("book.js")
 LETTERS = {r"\theta": "θ", r"\Delta ": "Δ", r"\top": "ᵀ", "_0": "₀", r"\mathrm": "", **dict.fromkeys("^{}$`*", "")}
 
@@ -30,7 +32,7 @@ def write_scripts(book: Path, static: Path) -> None:
     static.joinpath("book.js").write_text(SCRIPT.read_text(encoding="utf-8"), encoding="utf-8")
     notation = book / "notation.md"
     if notation.exists():
-        terms = json.dumps(terms_of(notation.read_text(encoding="utf-8")), ensure_ascii=False)
+        terms = json.dumps(terms_of(read_text(notation)), ensure_ascii=False)
         static.joinpath("terms.js").write_text(f"window.subspaceTerms = {terms};\n", encoding="utf-8")
 
 

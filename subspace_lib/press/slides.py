@@ -9,7 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from subspace_lib.files import replaced_atomically
+from subspace_lib.files import read_text, replaced_atomically
 from subspace_lib.press.chapters import read_notebook
 from subspace_lib.press.markup import mathml_of
 from subspace_lib.press.takeaway import Works, plain, works_of
@@ -81,7 +81,7 @@ def write_slides(book: Path, executed: Path, folder: Path) -> list[Path]:
 
 def sessions(plan: Path) -> list[tuple[str, list[str]]]:
     """The title of each session in the table of the plan, and the chapters that its row names, each once."""
-    rows = re.findall(r"(?m)^\| \d\. ([^|]+?) \|(.+)\|$", plan.read_text(encoding="utf-8"))
+    rows = re.findall(r"(?m)^\| \d\. ([^|]+?) \|(.+)\|$", read_text(plan))
     return [(title, list(dict.fromkeys(re.findall(r"\]\((\w+)\.ipynb\)", row)))) for title, row in rows]
 
 

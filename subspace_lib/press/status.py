@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from subspace_lib.files import replaced_atomically
-from subspace_lib.press.chapters import record_of
+from subspace_lib.press.chapters import is_record, record_of
 from subspace_lib.study.findings import standing
 
 Executions = dict[str, dict[str, Any]]
@@ -43,11 +43,22 @@ def write_executions(path: Path, records: Mapping[str, Mapping[str, Any]]) -> No
 
 
 def recorded_executions(path: Path) -> Executions:
-    """What ``write_executions`` wrote; empty where there is nothing yet."""
+    """What ``write_executions`` wrote; empty where there is nothing yet.
+
+    Raises
+    ------
+    ValueError
+        If the file holds anything else; the message names it.
+    """
     if not path.exists():
         return {}
-    found: Executions = json.loads(path.read_text(encoding="utf-8"))
-    return found
+    try:
+        found: Executions = json.loads(path.read_text(encoding="utf-8"))
+        if all(map(is_record, found.values())):
+            return found
+    except (ValueError, AttributeError, RecursionError):
+        pass
+    raise ValueError(f"{path} does not hold records of executions; move it away, or take it from the repository again")
 
 
 def status_tables(executed: Path, names: Iterable[str], gpu: Path) -> str:

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from subspace_lib.files import replaced_atomically
-from subspace_lib.press.chapters import chapter_names, read_notebook
+from subspace_lib.files import read_text, replaced_atomically
+from subspace_lib.press.chapters import chapter_names, read_notebook, read_yaml
 
 Works = Mapping[str, tuple[str, str, str]]
 HIDDEN = {"hide-cell", "hide-input", "remove-input", "setup"}
@@ -24,12 +24,10 @@ def write_notebooks(root: Path, folder: Path, solutions: bool = True) -> None:
         If a chapter is no notebook, or holds what has no plain form; the message names it. Or if the folder is the
         one of the chapters themselves.
     """
-    import yaml
-
     if folder.resolve() == (root / "book").resolve():
         raise ValueError(f"{folder} holds the chapters themselves; choose another folder")
 
-    address = yaml.safe_load((root / "_config.yml").read_text(encoding="utf-8")).get("html", {}).get("baseurl", "")
+    address = read_yaml(root / "_config.yml").get("html", {}).get("baseurl", "")
     references = root / "book" / "references.bib"
     works = works_of(references) if references.is_file() else {}
     folder.mkdir(parents=True, exist_ok=True)
@@ -40,7 +38,7 @@ def write_notebooks(root: Path, folder: Path, solutions: bool = True) -> None:
             notebook = plain_notebook(chapter if solutions else without_solutions(chapter), works, address)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
-        with replaced_atomically(folder / path.name) as temporary:
+        with replaced_atomically(folder / f"{name}.ipynb") as temporary:
             temporary.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -126,12 +124,25 @@ def plain(text: str, works: Works, address: str) -> str:
 
 
 def works_of(references: Path) -> dict[str, tuple[str, str, str]]:
-    """Names, year and link of each entry of a BibTeX file."""
-    from pybtex.database import parse_file
+    """Names, year and link of each entry of a BibTeX file.
+
+    Raises
+    ------
+    ValueError
+        If the file cannot be read, or a work has no author or year; the message names it.
+    """
+    from pybtex.database import parse_string
+    from pybtex.exceptions import PybtexError
     from pybtex.richtext import Text
 
+    try:
+        entries = parse_string(read_text(references), "bibtex").entries
+    except PybtexError as error:
+        raise ValueError(f"{references} is not BibTeX: {' '.join(str(error).split())}") from None
     works = {}
-    for key, entry in parse_file(str(references)).entries.items():
+    for key, entry in entries.items():
+        if "author" not in entry.persons or "year" not in entry.fields:
+            raise ValueError(f"{references}: {key!r} needs an author and a year")
         found = dict(entry.fields)
         names = [" ".join([*person.prelast_names, *person.last_names]) for person in entry.persons["author"]]
         who = f"{names[0]} et al." if len(names) > 2 else " and ".join(names)

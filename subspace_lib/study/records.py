@@ -5,28 +5,30 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import NoneType
 from typing import Any
 
-from subspace_lib.files import replaced_atomically
+from subspace_lib.files import read_text, replaced_atomically
 
 _INSTALLED = Path(__file__).resolve().parents[1] / "recorded"
 DATA = _INSTALLED if _INSTALLED.is_dir() else Path(__file__).resolve().parents[2] / "data"
 """Published figures and our recorded runs: ``data`` of the checkout, or what an installed library brings."""
 VERSION = 1
+RANGE = re.compile(r"[\d.]+-[\d.]+")
 
 
 def _size(text: str) -> int | str:
     """A number of dimensions, or a range of them ("1000-1500") as it stands."""
-    return int(text) if text.isdigit() else text
+    return text if RANGE.fullmatch(text) else int(text)
 
 
 def _value(text: str) -> float | str:
     """A published number, or a range of numbers ("525-575") as it stands."""
-    return text if "-" in text[1:] and "e-" not in text else float(text)
+    return text if RANGE.fullmatch(text) else float(text)
 
 
 COLUMNS: dict[str, Callable[[str], Any]] = {
@@ -283,7 +285,7 @@ def at_best_rate(experiment: str, folder: Path = DATA / "results") -> dict[tuple
 def curves(experiment: str, folder: Path = DATA / "results") -> list[Record]:
     """The same runs with their curves: dicts of ``spec`` and ``result``; empty where there is no table yet."""
     path = folder / f"{experiment}.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    lines = read_text(path).splitlines() if path.exists() else []
     return [read_record(line, f"{path}, line {number},") for number, line in enumerate(lines, start=1)]
 
 
@@ -335,13 +337,19 @@ def read_table(path: Path) -> list[dict[str, Any]]:
     Raises
     ------
     ValueError
-        If a column is unknown, or a cell does not hold what its column holds.
+        If a column is unknown, a cell does not hold what its column holds, or a line is too short or too long.
     """
-    with path.open(newline="", encoding="utf-8") as file:
+    with path.open(newline="", encoding="utf-8-sig") as file:  # as spreadsheets save it, too
+        reader = csv.DictReader(file)
+        rows = []
         try:
-            return [{column: _typed(column, text) for column, text in row.items()} for row in csv.DictReader(file)]
-        except ValueError as error:
+            for row in reader:
+                if None in row or None in row.values():
+                    raise ValueError(f"line {reader.line_num} has more or fewer cells than the line of the columns")
+                rows.append({column: _typed(column, text) for column, text in row.items()})
+        except (ValueError, csv.Error) as error:
             raise ValueError(f"{path} cannot be read: {error}") from None
+    return rows
 
 
 def _typed(column: str, text: str) -> Any:
