@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from subspace_lib import checks
 from subspace_lib.data import batches_of
-from subspace_lib.networks import put
+from subspace_lib.networks import Absent, put
+from subspace_lib.products import Products
 from subspace_lib.subspace import SubspaceModel
 
 Measure = Callable[[Any, Tensor], Any]
@@ -187,6 +188,25 @@ class OneSubspace(One):
 
     def show(self, i: int) -> None:
         self.model.take(self.subspace.z.detach(), self.net)
+
+
+class OneFactored(One):
+    """A factored SubspaceModel, whose z autograd moves; its first layer takes products with the data, where it can."""
+
+    def __init__(
+        self, products: Products, loss: Measure, metric: Measure | None, optimizer: torch.optim.Optimizer
+    ) -> None:
+        super().__init__(products.model, loss, metric, optimizer)
+        self.products = products
+
+    def changing(self) -> State:
+        model = self.products.model
+        held = {name: b for name, b in model.net.named_buffers() if not isinstance(b, Absent)}
+        return held | {"": model.z}
+
+    def train(self) -> None:
+        self.products.check()
+        super().train()
 
 
 class SideBySide(Runs):

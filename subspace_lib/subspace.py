@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import threading
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Self, cast
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from subspace_lib import checkpoint, checks
 from subspace_lib.checkpoint import CheckpointError
+from subspace_lib.factored import Factoring
 from subspace_lib.networks import (
     copied,
     count_parameters,
@@ -83,6 +85,7 @@ class SubspaceModel(nn.Module):
         self.z = nn.Parameter(theta0.new_zeros(P.d))
         self.theta0_seed: int | None = None
         self._made: dict[str, tuple[Any, ...]] = {}
+        self.factoring: Factoring | None = None
         self.register_buffer("theta0", theta0)
         self._plain = (emptied(net),)  # in a tuple, so that it is no part of this module
         self.net = hollow(self._plain[0], net)
@@ -123,13 +126,11 @@ class SubspaceModel(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The network's output at theta."""
-        theta = self.theta()
+        theta = self._formed()
         version = _version(theta)
         try:
-            with contextlib.nullcontext() if torch.compiler.is_compiling() else _FILLING:
-                weights = self.cut(theta)
-                with filled(self.net, {name: self._value(name, weights) for name in self._order}):
-                    output = self.net(*args, **kwargs)
+            with contextlib.nullcontext() if torch.compiler.is_compiling() else _FILLING, self._filled(theta):
+                output = self.net(*args, **kwargs)
         except RuntimeError as error:
             if _version(theta) != version:
                 raise ValueError(_IN_PLACE) from error
@@ -144,6 +145,47 @@ class SubspaceModel(nn.Module):
                 )
             self._originals = []
         return output
+
+    def _formed(self) -> Tensor:
+        """What is formed of theta0 + P z for a forward pass: all of it, unless layers are factored."""
+        return self.theta() if self.factoring is None else self.factoring.theta(self.P, self.theta0, self.z)
+
+    @contextlib.contextmanager
+    def _filled(self, theta: Tensor) -> Iterator[None]:
+        """For a while, the network has its weights; or the factors of those that are not formed."""
+        plan = self.factoring
+        weights = self.cut(theta, None if plan is None else plan.formed)
+        order = self._order if plan is None else [name for name in self._order if name not in plan.factored]
+        factors = contextlib.nullcontext() if plan is None else plan.placed(self.net, self.P, self.theta0, self.z)
+        with filled(self.net, {name: self._value(name, weights) for name in order}), factors:
+            yield
+
+    def factored(self) -> Self:
+        """A copy of the model that never forms the weights of a layer whose block of P has the layer's shape.
+
+        The layer computes x Theta0^T + ((x B) Z^T) A^T in place of x Theta^T, and no gradient of its weights is made.
+        ``LayerwiseProjection.over(net, {"0.*": ("kronecker", (a, b)), ...})`` makes such blocks, for every ``Linear``
+        and ``Conv2d``; all others are formed as ever. z, state, files and ``merge`` are those of the model. ``fit``
+        moves z by autograd, and keeps the products of a linear layer that comes first with all data that are tensors.
+
+        Raises
+        ------
+        ValueError
+            If no block has the shape of a layer, or one has and its layer is another than these, or tied, or of
+            another type than P; the message names the weight.
+
+        Examples
+        --------
+        >>> net = nn.Sequential(nn.Linear(20, 7), nn.ReLU(), nn.Linear(7, 3))
+        >>> P = LayerwiseProjection.over(net, {"0.*": ("kronecker", (2, 5)), "2.*": ("kronecker", (3, 4))})
+        >>> model = SubspaceModel(net, P).factored()
+        >>> len(model.z), model(torch.ones(1, 20)).shape
+        (22, torch.Size([1, 3]))
+        """
+        model = copy.deepcopy(self)
+        if model.factoring is None:
+            model.factoring = Factoring(model.net, model.P, model._shapes, model._trained)
+        return model
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy has nothing to do with the weights of the network that was given."""
@@ -362,17 +404,25 @@ class SubspaceModel(nn.Module):
         """Name and shape of every weight that is trained, in the order of theta."""
         return [f"{name} {tuple(shape)}" for name, shape in self._shapes.items()]
 
-    def cut(self, theta: Tensor) -> dict[str, Tensor]:
-        """The pieces of a theta under every name that the network knows them by, in the types of its weights."""
-        pieces = theta.split([shape.numel() for shape in self._shapes.values()])
+    def cut(self, theta: Tensor, only: Collection[str] | None = None) -> dict[str, Tensor]:
+        """The pieces of a theta under every name that the network knows them by, in the types of its weights.
+
+        With ``only``, theta has the weights of these names alone.
+        """
+        weights = [
+            (shape, names)
+            for (name, shape), names in zip(self._shapes.items(), self._trained, strict=True)
+            if only is None or name in only
+        ]
+        pieces = theta.split([shape.numel() for shape, _ in weights])
         try:
             views = [
                 piece.view(shape).to(self.net.get_buffer(names[0]).dtype)
-                for piece, shape, names in zip(pieces, self._shapes.values(), self._trained, strict=True)
+                for piece, (shape, names) in zip(pieces, weights, strict=True)
             ]
         except AttributeError as error:
             raise ValueError(f"{error}: {_REPLACED}") from error
-        return {name: view for names, view in zip(self._trained, views, strict=True) for name in names}
+        return {name: view for (_, names), view in zip(weights, views, strict=True) for name in names}
 
     def _value(self, name: str, weights: dict[str, Tensor]) -> Tensor:
         return weights[name] if name in weights else self.net.get_buffer(name)

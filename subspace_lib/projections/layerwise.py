@@ -74,6 +74,8 @@ class LayerwiseProjection(ComposedProjection):
             weights whose name it fits: ``(family, d)``, or ``(family, d, c)`` for c times that. d = None stands for
             as many as the weights are; "identity" trains each of them. c sets the learning rate of a block beside
             the others': with Adam its weights move c times as far a step, with SGD c * c times.
+            ``("kronecker", (a, b))`` fits A, with a columns, and B, with b, to the weight matrix of one layer, its
+            bias included where the pattern fits that too; ``SubspaceModel.factored`` then never forms it.
         seed : int
             Block i of n, in the order of the weights, is drawn with seed * n + i.
 
@@ -116,7 +118,8 @@ class LayerwiseProjection(ComposedProjection):
         for i, pattern in enumerate(patterns):
             D = sum(length for block, length in pieces if block == i)
             try:
-                drawn.append(_draw(blocks[pattern], D, seed * len(patterns) + i, dtype).to(device))
+                shapes = [p.shape for name, p in weights.items() if pattern_of[name] == pattern]
+                drawn.append(_draw(blocks[pattern], D, seed * len(patterns) + i, dtype, shapes).to(device))
             except (TypeError, ValueError) as error:
                 raise type(error)(f"{pattern!r}: {error}") from None
         return cls(drawn, None if len(pieces) == len(patterns) else pieces)
@@ -168,10 +171,20 @@ def _pattern_of(name: str, patterns: Iterable[str]) -> str:
     return fitting[0]
 
 
-def _draw(block: tuple[Any, ...], D: int, seed: int, dtype: torch.dtype) -> Projection:
+def _draw(block: tuple[Any, ...], D: int, seed: int, dtype: torch.dtype, shapes: Sequence[Sequence[int]]) -> Projection:
     if not isinstance(block, tuple) or len(block) not in (2, 3):
         raise TypeError(f"a block is (family, d) or (family, d, c), got {block!r}")
-    P = make_projection(block[0], D, D if block[1] is None else block[1], seed, dtype=dtype)
+    d, options = D if block[1] is None else block[1], {}
+    if isinstance(d, tuple) and block[0] == "kronecker" and len(d) == 2:
+        out, *into = shapes[0]
+        if not into or [tuple(shape) for shape in shapes[1:]] not in ([], [(out,)]):
+            found = ", ".join(str(tuple(shape)) for shape in shapes)
+            raise ValueError(
+                f"ranks {d} are those of one layer, a matrix and its bias at most; the weights are {found}"
+            )
+        options = {"shape": (out, math.prod(into)), "ranks": d}
+        d = math.prod(integer("a rank", rank) for rank in d)
+    P = make_projection(block[0], D, d, seed, dtype=dtype, **options)
     return block[2] * P if len(block) == 3 else P
 
 
