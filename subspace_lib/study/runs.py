@@ -91,13 +91,17 @@ def make_model(spec: Spec, data: Data) -> nn.Module:
         net = adapted(network(), **adapter) if adapter else network()
     if spec.projection == "none":
         return net.to(device)
-    return SubspaceModel(net, _make_projection(spec, net)).to(device)
+    model = SubspaceModel(net, _make_projection(spec, net)).to(device)
+    return model.factored() if "ranks" in spec.options else model
 
 
 def _make_projection(spec: Spec, net: nn.Module) -> Projection:
-    """P of a specification; with the option ``split``, one block a layer, of these dimensions; ``scale`` multiplies."""
+    """P of a specification; ``split`` makes a block a layer, of these dimensions, ``ranks`` one of the layer's shape.
+
+    ``scale`` multiplies.
+    """
     options = dict(spec.options)
-    split, scale = options.pop("split", None), options.pop("scale", None)
+    split, scale, ranks = (options.pop(name, None) for name in ("split", "scale", "ranks"))
 
     def draw(D: int, d: int, seed: int) -> Projection:
         if spec.projection in RESTATED:
@@ -105,16 +109,20 @@ def _make_projection(spec: Spec, net: nn.Module) -> Projection:
         return make_projection(spec.projection, D, d, seed, **options)
 
     seed = P_SEED + spec.seed
-    if split is None:
+    if ranks is not None:
+        layers = {name: layer for name, layer in net.named_modules() if [*layer.parameters(recurse=False)]}
+        blocks = {f"{name}.*": (spec.projection, tuple(pair)) for name, pair in zip(layers, ranks, strict=True)}
+        P: Projection = LayerwiseProjection.over(net, blocks, seed)
+    elif split is None:
         D = count_parameters(net)
         P = draw(D, spec.d or D, seed)
     else:
-        layers = [sum(p.numel() for p in layer.parameters(recurse=False)) for layer in net.modules()]
-        sizes = [size for size in layers if size]
+        counts = [sum(p.numel() for p in layer.parameters(recurse=False)) for layer in net.modules()]
+        sizes = [size for size in counts if size]
         if len(split) != len(sizes) or sum(split) != spec.d:
             raise ValueError(f"a split of d = {spec.d} over {len(sizes)} layers was expected, got {split}")
-        blocks = (draw(D, d, seed * len(sizes) + layer) for layer, (D, d) in enumerate(zip(sizes, split, strict=True)))
-        P = LayerwiseProjection(list(blocks))
+        each = (draw(D, d, seed * len(sizes) + layer) for layer, (D, d) in enumerate(zip(sizes, split, strict=True)))
+        P = LayerwiseProjection(list(each))
     return P if scale is None else scale * P
 
 
