@@ -13,6 +13,7 @@ from torch import Tensor
 from subspace_lib.checks import seed as checked_seed
 from subspace_lib.projections import Projection
 from subspace_lib.projections.base import wide
+from subspace_lib.projections.kernels import path_of
 
 SAMPLED_COLUMNS = 64
 LARGEST_RANK = 1024
@@ -60,7 +61,8 @@ def diagnose(P: Projection, seed: int = 0) -> Diagnosis:
         (root mean square), with the weights cut in their order into up to 64 stretches of at least 64;
         ``rank``, a number, or "at least ..." where only the sample was looked at; ``rank of the sample``;
         ``adjoint error``, ``|<P z, v> - <z, P^T v>| / (|P z| |v|)``; ``bytes`` that P keeps;
-        ``forward ms`` and ``adjoint ms``, medians of a few calls.
+        ``forward ms`` and ``adjoint ms``, medians of a few calls; ``steps by``, what computes the products of a
+        training step: compiled kernels, or PyTorch and why.
 
     Examples
     --------
@@ -108,6 +110,7 @@ def diagnose(P: Projection, seed: int = 0) -> Diagnosis:
             "bytes": P.nbytes,
             "forward ms": milliseconds(lambda: P(z), P.device.type),
             "adjoint ms": milliseconds(lambda: P.adjoint(v), P.device.type),
+            "steps by": path_of(lambda: P.write(v, z, displacement)),
         }
     )
 

@@ -111,3 +111,10 @@ def test_the_map_in_the_readme_names_every_room() -> None:
 def test_the_wheel_holds_every_folder_with_code() -> None:
     packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
     assert {path.parent.relative_to(ROOT).as_posix().replace("/", ".") for path in ROOMS.values()} <= set(packages)
+
+
+def test_the_wheel_holds_every_file_beside_the_code() -> None:
+    globs = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["subspace_lib"]
+    held = {path for glob in globs for path in PACKAGE.glob(glob)}
+    beside = {path for path in PACKAGE.rglob("*.*") if path.suffix not in (".py", ".pyc")}
+    assert beside <= held, f"pyproject.toml leaves out {beside - held}"

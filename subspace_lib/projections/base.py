@@ -133,11 +133,13 @@ class Projection(nn.Module, metaclass=_Drawn):
 
     def write(self, theta0: Tensor, z: Tensor, out: Tensor) -> None:
         """Write theta0 + P z into ``out``, for vectors, outside autograd."""
+        self._check_vectors(theta0=(theta0, self.D), z=(z, self.d), out=(out, self.D))
         with in_own_type(z):
             self._write(theta0, z, out)
 
     def pull(self, v: Tensor) -> Tensor:
         """P^T v for a vector v that the caller gives up, outside autograd."""
+        self._check_vectors(v=(v, self.D))
         with in_own_type(v):
             return self._pull(v)
 
@@ -241,6 +243,11 @@ class Projection(nn.Module, metaclass=_Drawn):
             raise TypeError(f"{label} is {x.dtype} but P is {self.dtype}: convert one of them with .to()")
         if x.device != self.device:
             raise ValueError(f"{label} is on {x.device} but P is on {self.device}: move one of them with .to()")
+
+    def _check_vectors(self, **vectors: tuple[Tensor, int]) -> None:
+        for label, (x, size) in vectors.items():
+            if x.shape != (size,):
+                raise ValueError(f"{label} must have shape ({size},), got {tuple(x.shape)}")
 
 
 def _compose(name: str, *parts: Any) -> Projection:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from subspace_lib.projections import kernels
 from subspace_lib.projections.base import Projection, generator, wide
 
 CHUNK = 2**18
@@ -55,7 +56,20 @@ class OneHotProjection(Projection):
         return (z[..., None, :] * self.signed_scale).flatten(-2).index_select(-1, self.entry)
 
     def _write(self, theta0: Tensor, z: Tensor, out: Tensor) -> None:
-        torch.index_select((z * self.signed_scale).view(-1), 0, self.entry, out=out).add_(theta0)
+        table = (z * self.signed_scale).view(-1)
+        if kernel := kernels.taking(self._like, theta0, z, out):
+            kernel("one_hot_write", kernels.threads_for(self.D), self.D, theta0, table, self.entry, out)
+        else:
+            torch.index_select(table, 0, self.entry, out=out).add_(theta0)
+
+    def _pull(self, v: Tensor) -> Tensor:
+        kernel = kernels.taking(self._like, v)
+        if kernel is None:
+            return self._multiply_transposed(v)
+        threads = kernels.threads_for(self.D)
+        sums = v.new_zeros(threads, 2, self.d)
+        kernel("one_hot_pull", threads, self.D, 2 * self.d, v, self.entry, sums)
+        return (sums * self.signed_scale).sum((0, 1))
 
     def _multiply_transposed(self, v: Tensor) -> Tensor:
         # One table for each half of a chunk, so that two threads can fill them; an odd number goes into the first.

@@ -8,12 +8,15 @@ import math
 import torch
 from torch import Tensor
 
+from subspace_lib.projections import kernels
 from subspace_lib.projections.base import Projection, generator
 
 LARGEST_FACTOR_BITS = 4
 """A transform runs as products with matrices of order 2^4 at most: few operations, each of them dense."""
 SIGNS_BITS = 5
 """The signs of a block's rows are the Kronecker product of random vectors of 2^5 signs at most."""
+STRIP = 2**14
+"""Rows of 16 numbers that a kernel works on at a time: 1 MiB, which stays in a core's second cache."""
 
 
 def hadamard_matrix(n: int) -> Tensor:
@@ -51,6 +54,13 @@ def hadamard_transform(x: Tensor, H: Tensor, spare: Tensor) -> tuple[Tensor, Ten
         x, spare = spare, x
         before *= order
     return x.view(shape), spare.view(shape)
+
+
+def strips(count: int, n: int, like: Tensor) -> tuple[tuple[int, int, int, int], Tensor]:
+    """For a kernel: threads, blocks, rows of a block, and how many times 16 blocks are a strip; and its memory."""
+    threads = kernels.threads_for(count * n)
+    width = max(1, min(STRIP // n, math.ceil(count / 16 / threads)))
+    return (threads, count, n, width), like.new_empty(threads, width, 16, n)
 
 
 def block_shape(count: int, n: int) -> tuple[int, int, int]:
@@ -161,20 +171,40 @@ class HadamardProjection(Projection):
         return torch.cat(parts, 1).reshape(*z.shape[:-1], self.D)
 
     def _write(self, theta0: Tensor, z: Tensor, out: Tensor) -> None:
-        sizes = [*(count * m for count, m in self.groups), len(self.followed)]
-        starts, ends = theta0.split(sizes), out.split(sizes)
-        for i in range(len(self.groups)):
+        cuts = [*(count * m for count, m in self.groups), len(self.followed)]
+        starts, ends = theta0.split(cuts), out.split(cuts)
+        kernel = kernels.taking(self._like, theta0, z, out)
+        for i, (count, m) in enumerate(self.groups):
             source, entries, row_signs = self._group(i)
+            placed = z[source]
+            if kernel:
+                sizes, scratch = strips(count, m, z)
+                kernel("hadamard_write", *sizes, starts[i], placed, entries, row_signs, self.H, scratch, ends[i])
+                continue
             end = ends[i].view_as(entries)
-            x = torch.mul(z[source][:, None], entries, out=end)
+            x = torch.mul(placed[:, None], entries, out=end)
             x, _ = hadamard_transform(x, self.H, torch.empty_like(end))
             torch.addcmul(starts[i].view_as(entries), x, row_signs, out=end)
         torch.addcmul(starts[-1], z[self.followed], self.followed_entries, out=ends[-1])
 
-    def _multiply_transposed(self, v: Tensor) -> Tensor:
-        return self._pull(v.clone(memory_format=torch.contiguous_format))
-
     def _pull(self, v: Tensor) -> Tensor:
+        kernel = kernels.taking(self._like, v)
+        if kernel is None:
+            return self._transform_back(v)
+        *pieces, last = v.split([*(count * m for count, m in self.groups), len(self.followed)])
+        z = v.new_zeros(self.d).index_add_(0, self.followed, last * self.followed_entries)
+        for i, (count, m) in enumerate(self.groups):
+            source, entries, row_signs = self._group(i)
+            sizes, scratch = strips(count, m, v)
+            sums = v.new_zeros(sizes[0], m)
+            kernel("hadamard_pull", *sizes, pieces[i], entries, row_signs, self.H, scratch, sums)
+            z.index_add_(0, source, sums.sum(0))
+        return z
+
+    def _multiply_transposed(self, v: Tensor) -> Tensor:
+        return self._transform_back(v.clone(memory_format=torch.contiguous_format))
+
+    def _transform_back(self, v: Tensor) -> Tensor:
         flat = v.reshape(-1, self.D)
         *pieces, last = flat.split([*(count * m for count, m in self.groups), len(self.followed)], dim=1)
         z = flat.new_zeros(len(flat), self.d).index_add_(1, self.followed, last * self.followed_entries)

@@ -1,0 +1,147 @@
+"""The products of a training step in C, compiled on first use; PyTorch's own where that cannot be.
+
+They change the rounding of a step, not P, and are there by default, since a step costs up to a third less. The one
+time that something is compiled, a line says so; where it cannot be, a warning does. ``diagnose`` names what runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from shutil import which
+
+import torch
+from torch import Tensor, nn
+
+from subspace_lib.files import replaced_atomically
+
+SOURCE = Path(__file__).with_name("kernels.c")
+COMPILERS = ("gcc", "cc", "clang")
+FLAGS = ("-std=gnu11", "-O3", "-march=native", "-fopenmp", "-fPIC")
+"""Never -ffast-math: with it a library may make the whole process flush small numbers to zero."""
+SERIAL = 2**15
+"""Fewer weights than this are not worth a second thread."""
+MARKS = ("model name", "flags", "CPU part", "Features")
+"""What Linux says of a processor that decides which instructions it has."""
+
+
+class Kernels:
+    """The functions of ``kernels.c``, by name."""
+
+    def __init__(self, path: Path) -> None:
+        self.library = ctypes.CDLL(str(path))
+
+    def __call__(self, name: str, *arguments: Tensor | int) -> None:
+        """Run one on sizes and on tensors, which the caller answers for."""
+        values = [ctypes.c_int64(one) if isinstance(one, int) else ctypes.c_void_p(one.data_ptr()) for one in arguments]
+        getattr(self.library, name)(*values)
+
+
+_last = "PyTorch"
+
+
+def taking(*tensors: Tensor) -> Kernels | None:
+    """The kernels, if they take such tensors; None where PyTorch has to do it.
+
+    They take float32 without gaps on the CPU, in ordinary tensors: not in those by which PyTorch records a program.
+    """
+    global _last
+    if torch.compiler.is_compiling():
+        return None
+    for one in tensors:
+        if type(one) not in (Tensor, nn.Parameter) or not one.is_cpu:
+            return None
+        if one.dtype != torch.float32 or not one.is_contiguous():
+            return None
+    found, _last = loaded()
+    return found
+
+
+def path_of(products: Callable[[], object]) -> str:
+    """What computed the last of these products, in words."""
+    global _last
+    _last = "PyTorch"
+    products()
+    return _last
+
+
+def threads_for(D: int) -> int:
+    """How many threads a kernel should take for D weights."""
+    return torch.get_num_threads() if D >= SERIAL else 1
+
+
+@functools.cache
+def loaded() -> tuple[Kernels | None, str]:
+    """The compiled kernels, and what computes the steps, in words; one warning a process where they are missed."""
+    if os.environ.get("SUBSPACE_KERNELS") == "0":
+        return None, "PyTorch (SUBSPACE_KERNELS=0)"
+    if sys.platform != "linux":
+        return None, "PyTorch (kernels are for Linux)"
+    try:
+        return _built(), "C kernels"
+    except (OSError, RuntimeError) as error:
+        why = f"PyTorch ({error})"
+        warnings.warn(f"training steps are computed by {why}; SUBSPACE_KERNELS=0 asks for that", stacklevel=3)
+        return None, why
+
+
+def _built() -> Kernels:
+    """What an earlier process compiled, or else what this one compiles.
+
+    Raises
+    ------
+    OSError, RuntimeError
+        If no compiler works, or there is no folder to keep the kernels in.
+    """
+    path = _place()
+    with contextlib.suppress(OSError):  # none yet, or a damaged one
+        return Kernels(path)
+    compiler = next(filter(which, COMPILERS), None)
+    if compiler is None:
+        raise OSError(f"there is no C compiler on the PATH: {', '.join(COMPILERS)}")
+    started = time.perf_counter()
+    with replaced_atomically(path) as temporary:
+        compile_to(temporary, compiler)
+        found = Kernels(temporary)  # before others see it
+    seconds = time.perf_counter() - started
+    print(f"subspace_lib compiled its kernels for this processor, once, in {seconds:.1f} s: {path}", file=sys.stderr)
+    return found
+
+
+def compile_to(path: Path, compiler: str, flags: tuple[str, ...] = FLAGS) -> None:
+    """Compile ``kernels.c`` into a shared library that takes the OpenMP which PyTorch has loaded: two would fight.
+
+    Raises
+    ------
+    OSError
+        If the compiler fails, with the first line of what it says.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        done = str(Path(folder) / "kernels.o")
+        for command in (*flags, "-c", str(SOURCE), "-o", done), ("-shared", done, "-o", str(path)):
+            told = subprocess.run([compiler, *command], capture_output=True, text=True, errors="replace")
+            if told.returncode:
+                said = (told.stderr.strip() or f"exit status {told.returncode}").splitlines()[0]
+                raise OSError(f"{which(compiler)} fails: {said}")
+
+
+def _place() -> Path:
+    """Where the kernels of this version are kept for this processor."""
+    from subspace_lib import __version__
+
+    told = Path("/proc/cpuinfo").read_text(errors="replace")
+    processor = sorted({line for line in told.splitlines() if line.startswith(MARKS)})
+    marks = hashlib.sha256(SOURCE.read_bytes() + " ".join([*FLAGS, platform.machine(), *processor]).encode())
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "subspace_lib" / f"kernels-{__version__}-{marks.hexdigest()[:16]}.so"

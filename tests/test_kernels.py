@@ -1,0 +1,280 @@
+"""The compiled kernels: PyTorch's own products are their oracle, and what happens where they cannot be built."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from subspace_lib import MLP, PROJECTIONS, LayerwiseProjection, SubspaceOptimizer, count_parameters, diagnose
+from subspace_lib import make_projection as make
+from subspace_lib.projections import kernels
+from subspace_lib.projections.base import fingerprint, same_fingerprint
+from subspace_lib.projections.testing import ProjectionContract, normal
+
+FAMILIES = ("one_hot", "hadamard")
+SIZES = (
+    *((1, 1), (2, 1), (7, 3), (61, 9), (300, 90), (1009, 65), (1009, 1000), (4097, 4097)),
+    *((40_001, 1), (40_001, 70), (40_001, 600), (62_006, 4500), (100_003, 40_000), (100_003, 70_000)),
+)
+"""Odd sizes, for one thread and for more; few and many blocks, in a row and side by side, with smaller ones after them;
+more entries than 16 bits tell apart."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def built():
+    """They are there, or the tests that need them fail where they should be."""
+    if sys.platform == "linux":
+        assert kernels.loaded()[1] == "C kernels"
+
+
+@pytest.fixture
+def fresh(monkeypatch, tmp_path):
+    """A process that has not looked for kernels yet, and a cache of its own."""
+    monkeypatch.delenv("SUBSPACE_KERNELS", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    kernels.loaded.cache_clear()
+    yield tmp_path
+    kernels.loaded.cache_clear()
+
+
+@pytest.fixture
+def off(fresh, monkeypatch):
+    monkeypatch.setenv("SUBSPACE_KERNELS", "0")
+
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="kernels are for Linux")
+families = pytest.mark.parametrize("name", FAMILIES)
+
+
+def both(P, z, v, theta0):
+    """theta0 + P z and P^T v by the methods that may take a kernel, and what computed each."""
+    out = torch.full_like(theta0, torch.nan)
+    pulled = []
+    paths = kernels.path_of(lambda: P.write(theta0, z, out)), kernels.path_of(lambda: pulled.append(P.pull(v.clone())))
+    return out, pulled[0], paths
+
+
+@linux
+@families
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_kernels_compute_what_pytorch_computes(name, threads):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for D, d in SIZES:
+            P, theta0, z, v = make(name, D, d, 3), normal(D), normal(d, seed=1), normal(D, seed=2)
+            out, pulled, paths = both(P, z, v, theta0)
+            assert paths == ("C kernels", "C kernels")
+            for found, right in ((out, theta0 + P(z)), (pulled, P.adjoint(v))):  # always by PyTorch
+                assert float((found - right).norm() / right.norm()) < 3e-6, (D, d)
+    finally:
+        torch.set_num_threads(before)
+
+
+@families
+def test_what_they_do_not_take_is_left_to_pytorch(name):
+    P = make(name, 1009, 65)
+    theta0, z, v = normal(2 * 1009)[::2], normal(65), normal(2 * 1009, seed=1)[::2]
+    for case in (P, make(name, 1009, 65, dtype=torch.float64)):
+        given = (x.to(case.dtype) for x in (z, v, theta0))
+        out, pulled, paths = both(case, *given)
+        assert paths[0] == "PyTorch"
+        torch.testing.assert_close(out, theta0.to(case.dtype) + case(z.to(case.dtype)))
+        torch.testing.assert_close(pulled, case.adjoint(v.to(case.dtype)))
+    assert kernels.path_of(lambda: P.adjoint(normal(3, 1009))) == "PyTorch"
+    for wrong, words in (((theta0[:-1], z, theta0), "theta0"), ((theta0, z[:-1], theta0), "z"), ((v, z, v[:2]), "out")):
+        with pytest.raises(ValueError, match=f"{words} must have shape"):
+            P.write(*wrong)
+    with pytest.raises(ValueError, match=r"v must have shape \(1009,\), got \(2, 1009\)"):
+        P.pull(normal(2, 1009))
+
+
+@linux
+@families
+def test_thirty_steps_end_where_pytorchs_end(name, fresh, monkeypatch):
+    """With a block of another family beside it, at sizes for several threads."""
+
+    def train():
+        kernels.loaded.cache_clear()
+        torch.manual_seed(0)
+        net = MLP(300)
+        hidden, rest = 301 * 200, count_parameters(net) - 301 * 200
+        P = LayerwiseProjection([make(name, hidden, 400), 0.5 * make("one_hot", rest, 30)])
+        optimizer = SubspaceOptimizer(net, P, torch.optim.Adam, lr=1e-2)
+        x, y = torch.randn(64, 300), torch.randint(0, 10, (64,))
+        for _ in range(30):
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(net(x), y).backward()
+            path = kernels.path_of(optimizer.step)
+        return path, optimizer.z.detach().clone()
+
+    path, by_kernels = train()
+    monkeypatch.setenv("SUBSPACE_KERNELS", "0")
+    off, by_pytorch = train()
+    assert (path, off) == ("C kernels", "PyTorch (SUBSPACE_KERNELS=0)")
+    assert float(by_pytorch.abs().max()) > 0.1
+    torch.testing.assert_close(by_kernels, by_pytorch, rtol=1e-4, atol=2e-6)
+
+
+@linux
+@pytest.mark.parametrize(
+    ("name", "recorded"),
+    [("hadamard", [7.62367, 6.50046, 5.95456]), ("one_hot", [0.09251, 2.60303, 5.95456])],
+)
+def test_kernels_have_the_P_of_the_recorded_runs(name, recorded):
+    """The numbers of ``test_P_is_the_one_of_the_recorded_runs_and_saved_models``."""
+    P, out = make(name, 1314, 70, seed=3), torch.empty(1314)
+    assert kernels.path_of(lambda: P.write(torch.zeros(1314), torch.arange(70.0).cos(), out)) == "C kernels"
+    assert same_fingerprint(fingerprint(out), recorded)
+
+
+class TestWithoutKernels(ProjectionContract):
+    """The contract as PyTorch keeps it; ``test_projections`` has it with kernels."""
+
+    @pytest.fixture(autouse=True, params=FAMILIES)
+    def _case(self, request, off):
+        self.family = PROJECTIONS[request.param]
+
+
+def test_diagnose_names_what_computes_a_step(off):
+    assert diagnose(make("one_hot", 100, 5))["steps by"] == "PyTorch (SUBSPACE_KERNELS=0)"
+    assert diagnose(make("dense", 100, 5))["steps by"] == "PyTorch"
+
+
+@linux
+def test_compiled_once_and_said_once(fresh, capfd, recwarn):
+    P = make("one_hot", 100, 5)
+    assert [diagnose(P)["steps by"] for _ in range(2)] == ["C kernels"] * 2
+    assert capfd.readouterr().err.count("compiled its kernels for this processor, once") == 1
+    kernels.loaded.cache_clear()  # another process
+    assert diagnose(P)["steps by"] == "C kernels"
+    assert (capfd.readouterr().err, len(recwarn)) == ("", 0)
+    [kept] = (fresh / "cache" / "subspace_lib").iterdir()
+    kept.unlink()
+    kept.write_bytes(b"damaged")
+    kernels.loaded.cache_clear()
+    assert diagnose(P)["steps by"] == "C kernels"
+
+
+def no_compiler(folder, monkeypatch):
+    monkeypatch.setenv("PATH", str(folder))
+    return "there is no C compiler on the PATH: gcc, cc, clang"
+
+
+def broken_compiler(folder, monkeypatch):
+    script = folder / "gcc"
+    script.write_text("#!/bin/sh\necho gcc: out of order >&2\nexit 1\n")
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+    return "fails: gcc: out of order"
+
+
+def compiler_of_nothing(folder, monkeypatch):
+    script = folder / "gcc"
+    script.write_text("#!/bin/sh\nexit 0\n")
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+    return "file too short"
+
+
+def cache_is_a_file(folder, monkeypatch):
+    (folder / "cache").touch()
+    return "cache"
+
+
+def home_is_read_only(folder, monkeypatch):
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", "/proc")
+    return "/proc/.cache"
+
+
+def no_room_to_compile(folder, monkeypatch):
+    monkeypatch.setattr(kernels.tempfile, "tempdir", "/proc/nowhere")
+    return "/proc/nowhere"
+
+
+@linux
+@pytest.mark.parametrize(
+    "trouble",
+    [no_compiler, broken_compiler, compiler_of_nothing, cache_is_a_file, home_is_read_only, no_room_to_compile],
+)
+def test_one_warning_says_why_there_are_none(trouble, fresh, monkeypatch):
+    words = trouble(fresh, monkeypatch)
+    P, out = make("one_hot", 100, 5), torch.empty(100)
+    with pytest.warns(UserWarning) as warned:
+        for _ in range(3):
+            P.write(torch.zeros(100), torch.ones(5), out)
+    assert torch.equal(out, P(torch.ones(5)))
+    [message] = [str(one.message) for one in warned]
+    assert message.startswith("training steps are computed by PyTorch (") and words in message
+    assert "SUBSPACE_KERNELS=0" in message
+    assert not list(fresh.glob("cache/**/*.so"))
+
+
+@linux
+def test_two_processes_may_compile_at_once_and_an_import_compiles_nothing(fresh):
+    program = """
+import sys, torch, subspace_lib, pathlib, os
+cache = pathlib.Path(os.environ["XDG_CACHE_HOME"])
+P = subspace_lib.make_projection("one_hot", 100, 5)
+assert not cache.exists(), "compiled before the first use"
+print("ready", flush=True)
+sys.stdin.readline()
+print(subspace_lib.diagnose(P)["steps by"])
+"""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    both = [subprocess.Popen([sys.executable, "-c", program], cwd=Path(__file__).parents[1], **pipes) for _ in range(2)]
+    assert [one.stdout.readline() for one in both] == ["ready\n"] * 2
+    for one in both:
+        one.stdin.write("\n")
+        one.stdin.flush()
+    assert [one.communicate()[0] for one in both] == ["C kernels\n"] * 2
+    assert len(list((fresh / "cache" / "subspace_lib").iterdir())) == 1
+
+
+SANITIZED = """
+import pathlib, sys, torch
+from subspace_lib import make_projection
+from subspace_lib.projections import kernels
+
+found = kernels.Kernels(pathlib.Path(sys.argv[1]))
+kernels.loaded = lambda: (found, "C kernels")
+for threads in (1, 2):
+    torch.set_num_threads(threads)
+    for name in {FAMILIES}:
+        for D, d in {SIZES}:
+            P, theta0, out = make_projection(name, D, d), torch.ones(D), torch.empty(D)
+            assert kernels.path_of(lambda: P.write(theta0, torch.ones(d), out)) == "C kernels"
+            P.pull(theta0)
+print("all sizes done", flush=True)
+P = make_projection("one_hot", 1009, 65)
+found("one_hot_write", 1, 1010, torch.ones(1009), torch.ones(130), P.entry, torch.empty(1009))  # one too many
+"""
+
+
+@linux
+def test_sanitizers_find_nothing_at_odd_sizes_on_two_threads(tmp_path, missing):
+    """Of addresses and of undefined behaviour, in PyTorch's own memory; that they watch it is seen at the end."""
+    compiler, library = next(filter(kernels.which, kernels.COMPILERS)), tmp_path / "kernels.so"
+    runtimes = [
+        subprocess.run([compiler, f"-print-file-name=lib{name}.so"], capture_output=True, text=True).stdout.strip()
+        for name in ("asan", "ubsan")
+    ]
+    if not all(Path(runtime).is_absolute() for runtime in runtimes):
+        missing(f"{compiler} has no sanitizers as shared libraries: {runtimes}")
+    watched = ("-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+    kernels.compile_to(library, compiler, (*kernels.FLAGS, *watched))
+    told = {
+        "LD_PRELOAD": " ".join(runtimes),
+        "ASAN_OPTIONS": "detect_leaks=0",
+        "PYTHONPATH": str(Path(__file__).parents[1]),
+    }
+    program = SANITIZED.replace("{FAMILIES}", str(FAMILIES)).replace("{SIZES}", str(SIZES))
+    done = subprocess.run(
+        [sys.executable, "-c", program, library], env=os.environ | told, capture_output=True, text=True
+    )
+    assert done.stdout == "all sizes done\n", done.stderr
+    assert done.returncode and "heap-buffer-overflow" in done.stderr
