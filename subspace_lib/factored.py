@@ -139,6 +139,8 @@ class Factoring:
 
     def theta(self, P: Projection, theta0: Tensor, z: Tensor) -> Tensor:
         """The rows of theta0 + P z that are formed, in their order."""
+        if not self.rest:
+            return theta0[:0]
         blocks = _blocks(P)
         parts = z.split([block.d for block, _ in blocks])
         products = {i: blocks[i][0](blocks[i][1] * parts[i]) for _, _, i in self.rest}
@@ -146,7 +148,7 @@ class Factoring:
         for start, end, i in self.rest:
             found.append(theta0[start:end] + products[i][: end - start])
             products[i] = products[i][end - start :]
-        return torch.cat(found) if found else theta0[:0]
+        return torch.cat(found)
 
     def columns(self, P: Projection, layer: str) -> int:
         """How many columns the factor B of a layer has."""

@@ -2,7 +2,6 @@
 
 import csv
 import itertools
-import json
 import logging
 import os
 import re
@@ -24,8 +23,6 @@ from subspace_lib.study.experiments import (
     AROUND,
     DIMENSIONS,
     EXPERIMENTS,
-    FACTORED_RANKS,
-    FACTORED_RATES,
     RATES,
     chosen_rate,
     experiment,
@@ -187,22 +184,6 @@ def test_ranks_give_each_layer_a_block_of_its_shape_and_run_factored():
     model = make_model(spec, small_data())
     assert [(P.A.shape[1], P.B.shape[1]) for P in model.P.blocks] == [(2, 5), (3, 4)]
     assert model.factoring is not None
-
-
-def test_shapes_are_tried_on_seed_0_and_the_best_go_on(tmp_path):
-    specs = experiment("factored", get_profile("full"), tmp_path)
-    assert {spec.seed for spec in specs} == {0}
-    assert all(sum(a * b for a, b in spec.options.get("ranks", [[90, 50]])) == spec.d for spec in specs)
-    assert all(abs(spec.d - 4500) <= 15 for spec in specs)
-    with (tmp_path / "factored.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["projection", "options", "seed", "lr", "val_loss"])
-        for loss, spec in enumerate(specs):
-            words = json.dumps(spec.options) if spec.options else ""
-            writer.writerow([spec.projection, words, 0, spec.lr, loss])
-    more = [spec for spec in experiment("factored", get_profile("full"), tmp_path) if spec.seed == 2]
-    assert len(more) == 6 and {spec.lr for spec in more} == {FACTORED_RATES[0]}
-    assert [spec.options for spec in more[3:]] == [{"ranks": ranks} for ranks in FACTORED_RANKS[:3]]
 
 
 def test_longer_columns_are_a_larger_learning_rate_to_adam():
@@ -591,7 +572,7 @@ def test_every_experiment_has_three_seeds_a_point_and_no_run_twice(name, tmp_pat
     seeds = {}
     for spec in specs:
         seeds.setdefault(replace(spec, seed=0).key, set()).add(spec.seed)
-    one_at_first = name.startswith("lr") or name in ("finetune_adapters", "finetune_network", "factored")
+    one_at_first = name.startswith("lr") or name in ("finetune_adapters", "finetune_network")
     assert all(len(found) >= (1 if one_at_first else 3) for found in seeds.values())
     assert [spec.seed for spec in specs] == sorted(spec.seed for spec in specs)
 

@@ -172,5 +172,6 @@ def _pair(label: str, pair: Sequence[int] | None) -> tuple[int, int] | None:
 
 
 def _as_matrix(x: Tensor, rows: int, columns: int) -> Tensor:
-    padded = torch.nn.functional.pad(x, (0, rows * columns - x.shape[-1]))
-    return padded.reshape(*x.shape[:-1], rows, columns)
+    if missing := rows * columns - x.shape[-1]:
+        x = torch.nn.functional.pad(x, (0, missing))
+    return x.reshape(*x.shape[:-1], rows, columns)

@@ -91,18 +91,17 @@ FEW_PHOTOGRAPHS: dict[str, Any] = {
     "model": "efficientnet", "train_images": 1000, "val_images": 500, "epochs": 4, "patience": None, "batch_size": 50,
 }  # fmt: skip
 """How the networks of fine-tuning are trained."""
-FACTORED_RATES = (3e-3, 1e-2, 3e-2)
 FACTORED_RANKS = [
-    [list(hidden), list(output)]
-    for output, hiddens in {
-        (10, 2): ((140, 32), (25, 179)),
-        (10, 50): ((25, 160), (10, 400)),
-        (10, 200): ((100, 25), (25, 100), (10, 250), (5, 500), (2, 1250)),
-    }.items()
-    for hidden in hiddens
+    [[140, 32], [10, 2]],
+    [[25, 160], [10, 50]],
+    [[10, 400], [10, 50]],
+    [[100, 25], [10, 200]],
+    [[25, 100], [10, 200]],
+    [[10, 250], [10, 200]],
+    [[5, 500], [10, 200]],
+    [[2, 1250], [10, 200]],
 ]
-"""Columns of A and B in the hidden layer (200 x 2,353) and in the output layer (10 x 201), d about 4,500 in all."""
-FINALISTS = 3
+"""Columns of A and B in the hidden layer (200 x 2,353) and in the output layer (10 x 201), d = 4,500 in all."""
 CONTROLS = ("mnist/shifted", "mnist/inverted", "cifar10/grey")
 """The tasks that a network of digits does not nearly solve."""
 
@@ -375,48 +374,24 @@ def _fitted(name: str, folder: Path, common: dict[str, Any], points: Sequence[Po
     for options, d, rates in points:
         at = common | {"d": d, "model_options": options} | ({} if d is None else {"projection": "one_hot"})
         words = json.dumps(options, sort_keys=True)
-        best, _ = _best_on_seed_0(
-            [
-                row
-                for row in recorded
-                if row["model_options"] == words and d == (None if row["projection"] == "none" else row["d"])
-            ],
-            rates,
-        )
+        losses = {
+            row["lr"]: row["val_loss"] if row["val_loss"] is not None else math.inf
+            for row in recorded
+            if (row["model_options"], row["seed"]) == (words, 0)
+            and d == (None if row["projection"] == "none" else row["d"])
+        }
+        best = min(losses, key=losses.__getitem__) if set(losses) >= set(rates) else None
         yield from (at | {"lr": lr} | ({} if lr == best else {"seeds": 1}) for lr in rates)
 
 
-def _best_on_seed_0(rows: Sequence[dict[str, Any]], rates: Sequence[float]) -> tuple[float | None, float]:
-    """The rate of lowest validation loss and this loss; None and infinity until all rates were tried."""
-    losses = {row["lr"]: math.inf if row["val_loss"] is None else row["val_loss"] for row in rows if row["seed"] == 0}
-    if not losses.keys() >= set(rates):
-        return None, math.inf
-    best = min(losses, key=losses.__getitem__)
-    return best, losses[best]
-
-
-def _factored(name: str, folder: Path) -> Settings:
-    """A kron B in the shapes of both layers, and the families: all rates on seed 0, then the best of each.
-
-    Of the shapes the ``FINALISTS`` of lowest loss go on to the other seeds.
-    """
+def _factored(_: str, folder: Path) -> Settings:
+    """A kron B in the shapes of both layers, beside the families, at one rate: all have unit columns."""
     common = {"dataset": "cifar10", "model": "mlp", "epochs": TUNING_EPOCHS, "patience": None}
-    recorded = results(name, folder)
-    points: list[dict[str, Any]] = [
-        {"projection": family, "d": 4500} for family in ("hadamard", "one_hot", "kronecker")
-    ]
+    common["lr"] = chosen_rate("cifar10", "mlp", True, folder, 4500)
     for ranks in FACTORED_RANKS:
-        points.append({"projection": "kronecker", "d": sum(a * b for a, b in ranks), "options": {"ranks": ranks}})
-    tried = []
-    for point in points:
-        words = json.dumps(point["options"]) if "options" in point else ""
-        rows = [row for row in recorded if (row["projection"], row["options"]) == (point["projection"], words)]
-        tried.append(_best_on_seed_0(rows, FACTORED_RATES))
-    last = sorted(loss for point, (_, loss) in zip(points, tried, strict=True) if "options" in point)[FINALISTS - 1]
-    for point, (best, loss) in zip(points, tried, strict=True):
-        goes_on = "options" not in point or loss <= last
-        for lr in FACTORED_RATES:
-            yield common | point | {"lr": lr} | ({} if goes_on and lr == best else {"seeds": 1})
+        d = sum(a * b for a, b in ranks)
+        yield common | {"projection": "kronecker", "d": d, "options": {"ranks": ranks}}
+    yield from (common | {"projection": family, "d": 4500} for family in ("hadamard", "one_hot", "kronecker"))
 
 
 EXPERIMENTS: dict[str, Callable[[str, Path], Settings]] = {
