@@ -1,13 +1,13 @@
 # make book: build the book.  make test: check everything.  make check-pages: open the built book in a browser.
-# make pdf: print the built book as one PDF.  make colab: run every chapter as Colab does.
+# make pdf, make epub: the built book as one file.  make colab: run every chapter as Colab does.
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: book test lint check-pages pdf colab
+.PHONY: book test lint check-pages pdf epub colab
 
 # Each is a command of the library, which works where there is no make; only the environment is made here.
-book test lint check-pages pdf colab: .venv/installed
+book test lint check-pages pdf epub colab: .venv/installed
 	@$(BIN)/python -m subspace_lib $@
 
 .venv/installed: requirements.txt pyproject.toml

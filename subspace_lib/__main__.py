@@ -40,6 +40,7 @@ def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
         command.add_argument("--jobs", type=int, help="chapters at a time; by default 2, on a GPU 1")
         command.add_argument("--limit", type=float, default=3600, help="seconds for each chapter")
     commands.add_parser("pdf", help="print the chapters executed last as one PDF, with Chromium")
+    commands.add_parser("epub", help="write the chapters executed last as one EPUB")
     notebooks = commands.add_parser("notebooks", help="write the chapters as Colab and Kaggle show them best")
     notebooks.add_argument("--out", type=Path, default=Path("_build/notebooks"), help="folder of the notebooks")
     student = commands.add_parser("student", help="write these notebooks without their solutions")
@@ -126,6 +127,10 @@ def run(chosen: argparse.Namespace) -> None:
         from subspace_lib.press import build, pages
 
         pages.print_book(build.ROOT)
+    elif chosen.command == "epub":
+        from subspace_lib.press import build, epub
+
+        epub.write_epub(build.ROOT)
     elif chosen.command in ("notebooks", "student"):
         from subspace_lib.press import build, takeaway
 

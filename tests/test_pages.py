@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 HTML = ROOT / "_build" / "html"
 ADDRESS = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))["html"]["baseurl"]
 PAGES = sorted(HTML.glob("*.html")) or [HTML / "index.html"]
+SLIDES = sorted(HTML.glob("slides/*.html"))
 LOOK = """async () => {
   if (window.MathJax && MathJax.startup) await MathJax.startup.promise;
   document.querySelectorAll('details').forEach(d => { d.removeAttribute('name'); d.open = true });
@@ -50,6 +51,9 @@ LOOK = """async () => {
     sliders: sliders,
     links: all('a[href]').map(a => a.href).filter(address => address.startsWith('file:')),
     names: all('[id], a[name]').map(node => node.id || node.name),
+    unnamed: all('article :not(.text_html) > .pst-scrollable-table-container > table')
+      .filter(t => !(t.caption?.innerText || '').trim() && !document.getElementById(t.getAttribute('aria-labelledby')))
+      .map(t => t.outerHTML.slice(0, 200)),
     traced: all('a[target=_blank]').filter(a => !a.relList.contains('noopener')).map(a => a.href),
     headless: all('article table.table').filter(t => !t.querySelector('thead th[scope=col]')
       || [...t.tBodies].some(body => [...body.rows].some(row => !row.querySelector('th[scope=row]'))))
@@ -218,6 +222,7 @@ def test_nothing_is_cut(name: str, visits: dict[str, dict[str, Any]]) -> None:
 @pages
 def test_tables_links_and_names_are_as_they_should(name: str, visits: dict[str, dict[str, Any]]) -> None:
     assert visits[name]["headless"] == []
+    assert visits[name]["unnamed"] == [], "begin the paragraph before a table in bold: it becomes its caption"
     assert visits[name]["traced"] == []
     names = visits[name]["names"]
     assert sorted({one for one in names if names.count(one) > 1}) == []
@@ -238,6 +243,19 @@ def test_a_search_result_and_a_shared_link_show_the_page(name: str) -> None:
     card = HTML / about["og:image"].removeprefix(ADDRESS)
     assert card.read_bytes()[16:24] == (1200).to_bytes(4, "big") + (630).to_bytes(4, "big")
     assert card.stat().st_size < 300_000
+
+
+@pytest.mark.parametrize("path", SLIDES, ids=lambda path: path.stem)
+def test_slides_shut_nobody_out_and_print_one_to_a_sheet(path: Path, browser: Any) -> None:
+    found = visit(browser, path)
+    assert found["requests"] == found["elsewhere"] == found["errors"] == found["broken"] == found["mute"] == []
+    assert found["barriers"] == {"shape": [], "light": [], "dark": []}
+    assert {width: wide for width, wide in found["wide"].items() if wide > width} == {}
+    page = browser.new_page()
+    page.goto(path.as_uri(), wait_until="load")
+    sheets = len(re.findall(rb"/Type /Page\b", page.pdf(prefer_css_page_size=True)))
+    assert sheets == 1 + page.locator("section").count()  # the title has its own
+    page.close()
 
 
 def test_titles_differ() -> None:

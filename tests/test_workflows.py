@@ -60,13 +60,16 @@ def test_a_gpu_is_only_used_where_there_is_one_and_a_maintainer_said_so() -> Non
     assert jobs["deploy"]["if"].startswith("github.event_name != 'pull_request'")
 
 
+@pytest.mark.parametrize("kind", ["pdf", "epub"])
 @pytest.mark.parametrize(("name", "job"), [("publish.yml", "build"), ("gpu.yml", "execute")])
-def test_whoever_publishes_lays_the_pdf_beside_the_pages_before_they_are_handed_on(name: str, job: str) -> None:
+def test_whoever_publishes_lays_the_book_beside_its_pages_before_they_are_handed_on(
+    name: str, job: str, kind: str
+) -> None:
     steps = WORKFLOWS[name]["jobs"][job]["steps"]
-    [copied] = [i for i, step in enumerate(steps) if "cp _build/*.pdf _build/html" in step.get("run", "")]
-    [printed] = [i for i, step in enumerate(steps) if re.search(r"\bpdf &&", step.get("run", ""))]
+    made = re.compile(rf"\b{kind}\b.* && cp .*_build/\*\.{kind}\b.* _build/html")
+    [copied] = [i for i, step in enumerate(steps) if made.search(step.get("run", ""))]
     [handed] = [i for i, step in enumerate(steps) if "upload-pages-artifact" in step.get("uses", "")]
-    assert printed == copied < handed
+    assert copied < handed
 
 
 def test_updates_leave_jupyter_book_below_2() -> None:

@@ -8,14 +8,17 @@ from collections.abc import Iterable
 from functools import cache
 
 KINDS = "predict-first|a-misconception|a-pitfall|exercise(?=-)|laboratory"
-PLAIN = "<noscript><style>.tex { display: none }</style></noscript></head>"
+TABLE = r'\s*((?:<div class="pst-scrollable-table-container">)?<table\b[^>]*'
+FORMULA = r'<span class="math [^>]*><span class="tex">[^<]*</span><noscript>(?:(?!</noscript>).)*</noscript></span>'
+PLAIN = "<noscript><style>.tex { display: none } div.math > noscript { flex: 1 }</style></noscript></head>"
 
 
 def finish(page: str) -> str:
     """A page as it is to be read.
 
-    - The first cell of each row of a table is its heading, and headings say what they head.
-    - Each formula stands there twice, as TeX and, where no script runs, as MathML.
+    - The first cell of each row of a table is its heading, and headings say what they head. A paragraph before a table
+      that begins in bold is the table's caption; a heading right before one is its name.
+    - Each formula stands there twice, as TeX and, where no script runs, as MathML; a comma after it stays with it.
     - Each of six kinds of sections is marked, so that it looks alike in every chapter: ``KINDS``, and *Deeper*.
     - What can be pressed is called what stands on it, and the column at the left is a region.
     - A page that opens elsewhere is not told where its reader came from.
@@ -27,7 +30,11 @@ def finish(page: str) -> str:
     """
     page = re.sub(r'(?s)(<tr class="row-\w+">\s*)<td([^>]*)>(.*?)</td>', r'\1<th scope="row"\2>\3</th>', page)
     page = re.sub(r'<th class="head', '<th scope="col" class="head', page)
+    page = re.sub(rf"<p>(<strong>(?:(?!</?p>).)*)</p>{TABLE}>)", r"\2<caption>\1</caption>", page, flags=re.S)
+    heading = r'(<section [^>]*\bid="([\w-]+)">\s*<h\d)(>.*</h\d>)'
+    page = re.sub(rf"{heading}{TABLE})>", r'\1 id="\2-is"\3\4 aria-labelledby="\2-is">', page)
     page = re.sub(r"(?s)(<(?:span|div) class=\"math [^>]*>)(.*?)(</(?:span|div)>)", _twice, page)
+    page = re.sub(rf"({FORMULA})([.,;:?!)]+)", r'<span class="kept">\1\2</span>', page, flags=re.S)
     page = re.sub(rf'<section id="({KINDS})', r'<section class="kind \1" id="\1', page)
     page = re.sub(r"<details>(\s*<summary>Deeper:)", r'<details class="kind deeper">\1', page)
     page = page.replace('search-button__button" title="Search" aria-label="Search"', 'search-button__button"')
@@ -73,4 +80,5 @@ def mathml_of(tex: str, display: str) -> str:
     """A formula as MathML, ``inline`` or a ``block``."""
     from latex2mathml.converter import convert
 
-    return str(convert(tex, display=display))
+    mathml = str(convert(tex, display=display))
+    return re.sub(r"</mn><mrow><mo>(?:,|&#x0002C;)</mo></mrow><mn>", ",", mathml)  # 2{,}000 is one number

@@ -70,7 +70,7 @@ def build_pages(root: Path, executed: Path) -> Path:
     started = time.monotonic()
     with running_folder(html.parent) as folder:
         built = _jupyter_book(root, executed, folder, "html")
-        finish_pages(built, _configuration(root).get("html", {}).get("baseurl", ""))
+        finish_pages(built, configuration(root).get("html", {}).get("baseurl", ""))
         if (sources := built / "_sources").is_dir():  # the button of every page that downloads it
             write_notebooks(root, sources)
         if (root / "book" / "instructors.md").is_file():
@@ -207,7 +207,7 @@ def assemble(root: Path, executed: Path, folder: Path) -> bool:
         for name in names:
             chapter = folder / f"{name}.ipynb"
             notebook = read_notebook(chapter)
-            add_card(notebook, _configuration(root)["title"], folder / "_static" / "cards" / f"{name}.png", mark)
+            add_card(notebook, configuration(root)["title"], folder / "_static" / "cards" / f"{name}.png", mark)
             chapter.write_text(json.dumps(notebook), encoding="utf-8")
     if (status := folder / "status.md").exists():
         tables = status_tables(executed, names, root / "data" / "executions_cuda.json")
@@ -217,11 +217,22 @@ def assemble(root: Path, executed: Path, folder: Path) -> bool:
 
 def _jupyter_book(root: Path, executed: Path, folder: Path, builder: str) -> Path:
     complete = assemble(root, executed, folder / "book")
-    if not complete:
-        print("pages ... chapters that were never executed stand as they are written", flush=True)
     command = tied("jupyter_book.cli.main:main", "build", str(folder / "book"), "--config", str(root / "_config.yml"))
-    command += ["--path-output", str(folder), "--builder", builder, "-n", "--keep-going", *(["-W"] if complete else [])]
-    log = folder / "log"
+    run_builder([*command, "--path-output", str(folder), "--builder", builder, "-n"], complete, folder / "log")
+    return folder / "_build" / builder
+
+
+def run_builder(command: list[str], strict: bool, log: Path) -> None:
+    """Let Sphinx build, strictly if all chapters were executed.
+
+    Raises
+    ------
+    BookError
+        If there is an error, or a warning where it is strict; the message has the last of them.
+    """
+    if not strict:
+        print("pages ... chapters that were never executed stand as they are written", flush=True)
+    command = [*command, "--keep-going", *(["-W"] if strict else [])]
     with log.open("wb") as output:
         process = start(command, os.environ, output)
     try:
@@ -232,8 +243,8 @@ def _jupyter_book(root: Path, executed: Path, folder: Path, builder: str) -> Pat
         lines = re.sub(r"\x1b\[[\d;]*m", "", log.read_text(encoding="utf-8", errors="replace")).strip().splitlines()
         problems = [line for line in lines if "WARNING" in line or "ERROR" in line] or lines
         raise BookError("\n  ".join(["the pages did not build", *problems[-10:]]))
-    return folder / "_build" / builder
 
 
-def _configuration(root: Path) -> dict[str, Any]:
+def configuration(root: Path) -> dict[str, Any]:
+    """What ``_config.yml`` says."""
     return read_yaml(root / "_config.yml")

@@ -25,15 +25,22 @@ PAGE = """<!doctype html>
 <style>
 @page {{ size: A4 landscape; margin: 12mm }}
 html {{ font: 1.4rem/1.45 sans-serif; color: #1a1a1a; background: #fff }}
-body {{ margin: 0 }}
-section {{ box-sizing: border-box; min-height: 100vh; padding: 4vh 7vw; break-after: page; break-inside: avoid }}
-section {{ border-top: 1px solid #767676 }}
+body {{ margin: 0; overflow-wrap: anywhere }}
+section {{ box-sizing: border-box; min-height: 100vh; padding: 4vh 7vw; border-top: 1px solid #767676 }}
+section:not(:last-child) {{ break-after: page }}
 h1 {{ margin: 0; padding: 4vh 7vw }}
 h1 + section {{ min-height: 80vh }}
 h1, h2 {{ line-height: 1.2; color: #1d4f7c }}
 img {{ display: block; max-width: 100%; height: 55vh; object-fit: contain; margin: auto }}
 figcaption {{ font-size: 1rem; max-width: 60rem; margin: auto }}
-@media print {{ section {{ min-height: 0; border: 0 }} img {{ height: 120mm }} }}
+@media print {{
+  html {{ font-size: 16pt }}
+  figcaption {{ font-size: 12pt }}
+  h1 {{ height: 184mm; padding: 0 7vw; display: grid; align-content: center; break-after: page }}
+  section, h1 + section {{ min-height: 0; border: 0; padding-block: 0 }}
+  figure {{ height: 184mm; margin: 0; display: flex; flex-direction: column; justify-content: center; gap: 4mm }}
+  img {{ flex: 0 1 140mm; min-height: 0; width: 100% }}
+}}
 </style>
 <main>
 <h1>{title}</h1>

@@ -88,8 +88,8 @@ def status_tables(executed: Path, names: Iterable[str], gpu: Path) -> str:
 
 
 RUNS = """
-The tables of full-size runs that the chapters read, by experiment. *Of changed code* are those whose exact code is in
-no commit; *still to run* those that the rules for learning rates ask for by now.
+**Full-size runs** that the chapters read, by experiment. *Of changed code* are those whose exact code is in no commit;
+*still to run* those that the rules for learning rates ask for by now.
 """
 GPU_NONE = "\nNo GPU has executed the book yet.\n"
 
