@@ -60,6 +60,7 @@ def epub(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (root / folder).mkdir(parents=True)
     (root / "_build" / "html" / "index.html").touch()
     shutil.copy2(CONFIG, root)
+    shutil.copy2(ROOT / "book" / "_static" / "mark.svg", root / "book" / "_static")
     shutil.copy2(ROOT / "book" / "references.bib", root / "book")
     (root / "book" / "_toc.yml").write_text("format: jb-book\nroot: index\nchapters:\n- file: other\n")
     (root / "book" / "other.md").write_text("# Other\n\nAnother page.\n")
@@ -92,7 +93,9 @@ def test_the_archive_holds_what_its_manifest_lists(epub: Path) -> None:
         names = set(book.namelist())
     listed = {unquote(item.get("href")) for item in manifest.values()}
     assert names - listed == {"mimetype", "META-INF/container.xml", "content.opf"} and listed <= names
-    assert [manifest[one].get("href") for one in spine] == ["index.xhtml", "other.xhtml"]
+    assert [manifest[one].get("href") for one in spine] == ["epub-cover.xhtml", "index.xhtml", "other.xhtml"]
+    [cover] = [item.get("href") for item in manifest.values() if item.get("properties") == "cover-image"]
+    assert cover == "_static/cover.png"
     [index] = [item for item in manifest.values() if item.get("href") == "index.xhtml"]
     assert index.get("properties") == "mathml svg"
 

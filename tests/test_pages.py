@@ -101,8 +101,10 @@ CUT = """() => [...document.querySelectorAll('article pre')].filter(pre => pre.s
   .map(pre => pre.innerText.slice(0, 200))"""
 PAPER = """() => {
   dispatchEvent(new Event('beforeprint'));
-  return [...document.querySelectorAll('details:not([open])')].filter(d => !d.closest('.tag_hide-input, .tag_setup'))
-    .map(details => details.innerText.slice(0, 200));
+  const closed = [...document.querySelectorAll('details:not([open])')]
+    .filter(one => !one.closest('.tag_hide-input, .tag_setup'));
+  const shown = [...document.querySelectorAll('details.hide > summary')].filter(one => one.getClientRects().length);
+  return [...closed, ...shown].map(one => one.innerText.slice(0, 200)); // what is folded, and what only says so
 }"""
 WITHOUT_SCRIPTS = """() => {
   document.querySelectorAll('details').forEach(d => { d.removeAttribute('name'); d.open = true });

@@ -79,6 +79,16 @@ def draw_card(book: str, title: str, question: str, picture: bytes | None, mark:
     return fig
 
 
+def draw_cover(book: str, mark: Path) -> Figure:
+    """The cover of the book as one file: its title above its mark."""
+    with plt.style.context("default"):
+        fig = plt.figure(figsize=(6, 9), dpi=150, facecolor="white")
+        fig.text(0.5, 0.8, textwrap.fill(book, 12), fontsize=34, color=INK, weight="bold", ha="center", va="center")
+        _draw_mark(fig, (0.15, 0.14, 0.7, 0.47), mark)
+        fig.add_artist(Polygon([(0, 0), (1, 0), (1, 0.015), (0, 0.015)], color="#0072B2"))
+    return fig
+
+
 def add_card(notebook: dict[str, Any], book: str, picture: Path, mark: Path) -> None:
     """Draw the card of a chapter, and name it in the chapter's metadata, where the page's description finds it.
 

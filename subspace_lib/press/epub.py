@@ -11,6 +11,7 @@ from urllib.parse import urljoin
 from zipfile import ZipFile
 
 from subspace_lib.files import replaced_atomically
+from subspace_lib.press.cards import draw_cover
 from subspace_lib.press.execution import running_folder
 from subspace_lib.press.markup import finish
 from subspace_lib.press.pages import assemble, configuration, run_builder
@@ -56,6 +57,7 @@ def write_epub(root: Path) -> Path:
     with running_folder(root / "_build") as folder:
         book, built = folder / "book", folder / "epub"
         complete = assemble(root, root / "_build" / "executed", book)
+        draw_cover(about["title"], book / "_static" / "mark.svg").savefig(book / "_static" / "cover.png")
         (book / "_static" / "reader.css").write_text(STYLE, encoding="utf-8")
         settings = "\n".join(f"{name} = {value!r}" for name, value in settings_of(about).items())
         (book / "conf.py").write_text(settings, encoding="utf-8")
@@ -85,8 +87,9 @@ def settings_of(about: dict[str, Any]) -> dict[str, Any]:
         "exclude_patterns": about["exclude_patterns"],
         "nb_execution_mode": "off",
         "numfig": True,
-        "html_static_path": ["_static/reader.css"],
+        "html_static_path": ["_static/reader.css", "_static/cover.png"],
         "html_css_files": ["reader.css"],
+        "epub_cover": ("_static/cover.png", "epub-cover.html"),
         "epub_identifier": NAME,
         "epub_uid": NAME,
         "epub_description": "Training a network in a random subspace, by running code.",
@@ -170,4 +173,4 @@ def _named(manifest: str, pages: Mapping[str, str]) -> str:
         held = " ".join(kind for kind, start in (("mathml", "<math"), ("svg", "<svg")) if start in page)
         if held:
             manifest = manifest.replace(f'href="{name}" media-type', f'href="{name}" properties="{held}" media-type')
-    return manifest
+    return manifest.replace('href="_static/cover.png"', 'href="_static/cover.png" properties="cover-image"', 1)
