@@ -29,7 +29,7 @@ DIMENSIONS = {
 TUNING: dict[str, dict[int | None, tuple[float, ...]]] = {
     "f2": {None: (3e-5, 1e-4, 3e-4, 1e-3), 750: (*RATES, 3e-1), 5000: RATES, 12_000: RATES},
     "f1": {None: (1e-4, 3e-4, 1e-3, 3e-3), 300: RATES, 1500: RATES, 10_000: RATES},
-    "f3": {None: (3e-4, 1e-3, 3e-3), 150: (*RATES, 3e-1, 1.0), 750: RATES, 6000: RATES},
+    "f3": {None: (3e-4, 1e-3, 3e-3), 150: (*RATES, 3e-1, 1.0), 300: (*RATES, 3e-1), 750: RATES, 6000: RATES},
     "f4": {None: (3e-4, 1e-3, 3e-3, 1e-2), 300: RATES, 750: RATES, 6000: RATES},
 }
 """The rates that are tried for each task, so many that the best is inside: for direct training (None), with runs of
