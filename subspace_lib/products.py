@@ -96,7 +96,7 @@ def _first(model: SubspaceModel, data: Data) -> str | None:
     kept = layer.out_features + model.factoring.columns(model.P, name)
     fits = (
         x.dtype == model.theta0.dtype
-        and not x.is_inference()
+        and not (x.is_inference() or x.requires_grad)
         and (flat or x.ndim == 2)
         and x[0].numel() == layer.in_features > kept
         for x, _ in pairs.values()

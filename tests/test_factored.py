@@ -1,6 +1,7 @@
 """Layers that compute with the factors of P: the same numbers as with the weights formed, in every use."""
 
 import copy
+import io
 import math
 
 import pytest
@@ -237,6 +238,22 @@ def test_it_is_the_model_in_every_other_use(tmp_path):
     assert not torch.equal(other(x), factored(x))
     torch.testing.assert_close(factored(x), model(x), rtol=1e-5, atol=1e-6)
     assert factored.double()(x.double()).dtype == torch.float64
+
+
+def test_it_is_compiled_pickled_and_mapped_like_the_model():
+    model, x = small().factored(), pictures().train[0]
+    with torch.no_grad():
+        model.z.normal_()
+    expected = model.eval()(x)
+    torch.testing.assert_close(torch.compile(model, backend="aot_eager")(x), expected)
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    assert torch.equal(torch.load(file, weights_only=False)(x), expected)
+    zs = torch.stack([model.z.detach(), torch.zeros_like(model.z)])
+    outputs = torch.vmap(lambda z: torch.func.functional_call(model, {"z": z}, (x,)))(zs)
+    torch.testing.assert_close(outputs[0], expected)
+    assert (outputs[1] - expected).abs().max() > 0.1
 
 
 def test_autocast_is_that_of_the_layers():
