@@ -98,6 +98,14 @@ def test_the_best_rate_of_every_recorded_point_lies_inside_its_list(name):
         assert len(rows) == 3
 
 
+@pytest.mark.parametrize("name", ["finetune_adapters", "finetune_network"])
+def test_a_rate_that_other_seeds_take_lies_inside_the_list_of_seed_0(name):
+    specs = experiment(name, get_profile("full"))
+    for chosen in (spec for spec in specs if spec.seed == 1):
+        rates = [spec.lr for spec in specs if replace(spec, lr=chosen.lr, seed=1) == chosen and spec.seed == 0]
+        assert min(rates) < chosen.lr < max(rates), chosen
+
+
 def test_the_large_network_tries_rates_on_seed_0_and_takes_the_best_to_the_others(tmp_path):
     specs = experiment("finetune_network", get_profile("full"), tmp_path)
     assert {spec.seed for spec in specs} == {0}
