@@ -14,7 +14,7 @@ from subspace_lib.projections import kernels
 from subspace_lib.projections.base import fingerprint, same_fingerprint
 from subspace_lib.projections.testing import ProjectionContract, normal
 
-FAMILIES = ("one_hot", "hadamard")
+FAMILIES = ("one_hot", "hadamard", "fastfood")
 SIZES = (
     *((1, 1), (2, 1), (7, 3), (61, 9), (300, 90), (1009, 65), (1009, 1000), (4097, 4097)),
     *((40_001, 1), (40_001, 70), (40_001, 600), (62_006, 4500), (100_003, 40_000), (100_003, 70_000)),
@@ -122,7 +122,11 @@ def test_thirty_steps_end_where_pytorchs_end(name, fresh, monkeypatch):
 @linux
 @pytest.mark.parametrize(
     ("name", "recorded"),
-    [("hadamard", [7.62367, 6.50046, 5.95456]), ("one_hot", [0.09251, 2.60303, 5.95456])],
+    [
+        ("hadamard", [7.62367, 6.50046, 5.95456]),
+        ("one_hot", [0.09251, 2.60303, 5.95456]),
+        ("fastfood", [5.00566, -0.18444, 6.03137]),
+    ],
 )
 def test_kernels_have_the_P_of_the_recorded_runs(name, recorded):
     """The numbers of ``test_P_is_the_one_of_the_recorded_runs_and_saved_models``."""

@@ -101,8 +101,8 @@ static void transform(row *x, int64_t n)
 
 /* `count` blocks of n rows are worked on in strips that fit into the second cache. Where 16 blocks or more lie side by
    side, a strip is some multiple of 16 columns, each a block; else it is one block, whose neighbours make columns, or
-   one column where there are too few. Entry (i, c) of a strip lies at first + i * stride + c, and
-   in the scratch memory in row c / LANES * rows + i. */
+   one column where there are too few. Entry (i, c) of a strip lies at first + i * stride + c, and in the scratch
+   memory in row c / LANES * rows + i. */
 struct strip {
     int64_t first, rows, stride, columns;
     int one_block;
@@ -119,6 +119,13 @@ static struct strip strip(int64_t k, int64_t count, int64_t n, int64_t width)
         return (struct strip){k * n, n / LANES, LANES, LANES, 1};
     return (struct strip){k * n, n, 1, 1, 0};
 }
+
+/* Visit row i of a strip, or all of it, LANES entries at a time. */
+#define EACH_CHUNK(s, i) \
+    for (int64_t c = 0, at = s.first + i * s.stride; c < s.columns; c += LANES, at += LANES)
+#define EACH(s) \
+    for (int64_t i = 0; i < s.rows; i++) \
+        EACH_CHUNK(s, i)
 
 /* Transform the columns of a strip; those of one block also among each other, by H, of order 16. */
 static void mix(row *x, struct strip s, const float *H)
@@ -161,21 +168,17 @@ void hadamard_write(int64_t threads, int64_t count, int64_t n, int64_t width, co
     for (int64_t k = 0; k < strips(count, width); k++) {
         struct strip s = strip(k, count, n, width);
         row *x = (row *)scratch + omp_get_thread_num() * width * n * (16 / LANES);
-        for (int64_t i = 0; i < s.rows; i++)
-            for (int64_t c = 0; c < s.columns; c += LANES) {
-                int64_t at = s.first + i * s.stride + c;
-                FETCH(entries);
-                x[c / LANES * s.rows + i] = load(entries + at, count * n - at) * of_rows(placed, i, s);
-            }
+        EACH(s) {
+            FETCH(entries);
+            x[c / LANES * s.rows + i] = load(entries + at, count * n - at) * of_rows(placed, i, s);
+        }
         mix(x, s, H);
-        for (int64_t i = 0; i < s.rows; i++)
-            for (int64_t c = 0; c < s.columns; c += LANES) {
-                int64_t at = s.first + i * s.stride + c;
-                FETCH(theta0);
-                FETCH(out);
-                row moved = x[c / LANES * s.rows + i] * of_rows(row_signs, i, s);
-                store(out + at, load(theta0 + at, count * n - at) + moved, s.columns - c);
-            }
+        EACH(s) {
+            FETCH(theta0);
+            FETCH(out);
+            row moved = x[c / LANES * s.rows + i] * of_rows(row_signs, i, s);
+            store(out + at, load(theta0 + at, count * n - at) + moved, s.columns - c);
+        }
     }
 }
 
@@ -187,19 +190,100 @@ void hadamard_pull(int64_t threads, int64_t count, int64_t n, int64_t width, con
     for (int64_t k = 0; k < strips(count, width); k++) {
         struct strip s = strip(k, count, n, width);
         row *x = (row *)scratch + omp_get_thread_num() * width * n * (16 / LANES);
-        for (int64_t i = 0; i < s.rows; i++)
-            for (int64_t c = 0; c < s.columns; c += LANES) {
-                int64_t at = s.first + i * s.stride + c;
-                FETCH(v);
-                x[c / LANES * s.rows + i] = load(v + at, count * n - at) * of_rows(row_signs, i, s);
-            }
+        EACH(s) {
+            FETCH(v);
+            x[c / LANES * s.rows + i] = load(v + at, count * n - at) * of_rows(row_signs, i, s);
+        }
         mix(x, s, H);
         for (int64_t i = 0; i < s.rows; i++) {
             row total = {0};
-            for (int64_t c = 0; c < s.columns; c += LANES) {
-                int64_t at = s.first + i * s.stride + c;
+            EACH_CHUNK(s, i) {
                 FETCH(entries);
                 total += first_of(load(entries + at, count * n - at) * x[c / LANES * s.rows + i], s.columns - c);
+            }
+            add(sums + omp_get_thread_num() * n, i, s, total);
+        }
+    }
+}
+
+typedef int8_t bytes __attribute__((vector_size(LANES)));
+
+/* As `load`, of signs that are kept in a byte each. */
+static inline row load_signs(const int8_t *from, int64_t count)
+{
+    bytes x = {0};
+    memcpy(&x, from, count < LANES ? count : LANES);
+    return __builtin_convertvector(x, row);
+}
+
+/* fastfood: y = Pi x, for the columns of a strip. */
+static void reorder(row *y, const row *x, struct strip s, const int64_t *order)
+{
+    if (s.one_block)
+        for (int64_t i = 0; i < s.rows * LANES; i++)
+            ((float *)y)[i] = ((const float *)x)[order[i]];
+    else
+        EACH(s)
+            y[c / LANES * s.rows + i] = x[c / LANES * s.rows + order[i]];
+}
+
+/* fastfood: out = theta0 + S H G Pi H B z, cut to D; `padded` is z with zeros up to n. */
+void fastfood_write(int64_t threads, int64_t count, int64_t n, int64_t width, int64_t D, const float *theta0,
+                    const float *padded, const int8_t *signs, const int64_t *order, const float *gaussian,
+                    const float *lengths, const float *H, float *scratch, float *out)
+{
+    #pragma omp parallel for num_threads(threads)
+    for (int64_t k = 0; k < strips(count, width); k++) {
+        struct strip s = strip(k, count, n, width);
+        int64_t size = width * n * (16 / LANES);
+        row *x = (row *)scratch + 2 * omp_get_thread_num() * size, *y = x + size;
+        EACH(s) {
+            x[c / LANES * s.rows + i] = load_signs(signs + at, count * n - at) * of_rows(padded, i, s);
+        }
+        mix(x, s, H);
+        reorder(y, x, s, order);
+        EACH(s) {
+            FETCH(gaussian);
+            y[c / LANES * s.rows + i] *= load(gaussian + at, count * n - at);
+        }
+        mix(y, s, H);
+        EACH(s) {
+            int64_t left = s.columns - c < D - at ? s.columns - c : D - at;
+            FETCH(theta0);
+            FETCH(lengths);
+            FETCH(out);
+            row moved = load(lengths + at, D - at) * y[c / LANES * s.rows + i];
+            store(out + at, load(theta0 + at, D - at) + moved, left);
+        }
+    }
+}
+
+/* fastfood: sums[thread] += B H Pi^T G H S v, summed over blocks, from zeros. */
+void fastfood_pull(int64_t threads, int64_t count, int64_t n, int64_t width, int64_t D, const float *v,
+                   const int8_t *signs, const int64_t *inverse_order, const float *gaussian, const float *lengths,
+                   const float *H, float *scratch, float *sums)
+{
+    #pragma omp parallel for num_threads(threads)
+    for (int64_t k = 0; k < strips(count, width); k++) {
+        struct strip s = strip(k, count, n, width);
+        int64_t size = width * n * (16 / LANES);
+        row *x = (row *)scratch + 2 * omp_get_thread_num() * size, *y = x + size;
+        EACH(s) {
+            FETCH(v);
+            FETCH(lengths);
+            x[c / LANES * s.rows + i] = load(v + at, D - at) * load(lengths + at, D - at);
+        }
+        mix(x, s, H);
+        EACH(s) {
+            FETCH(gaussian);
+            x[c / LANES * s.rows + i] *= load(gaussian + at, count * n - at);
+        }
+        reorder(y, x, s, inverse_order);
+        mix(y, s, H);
+        for (int64_t i = 0; i < s.rows; i++) {
+            row total = {0};
+            EACH_CHUNK(s, i) {
+                total += first_of(load_signs(signs + at, count * n - at) * y[c / LANES * s.rows + i], s.columns - c);
             }
             add(sums + omp_get_thread_num() * n, i, s, total);
         }

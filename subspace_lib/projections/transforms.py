@@ -16,7 +16,7 @@ LARGEST_FACTOR_BITS = 4
 SIGNS_BITS = 5
 """The signs of a block's rows are the Kronecker product of random vectors of 2^5 signs at most."""
 STRIP = 2**14
-"""Rows of 16 numbers that a kernel works on at a time: 1 MiB, which stays in a core's second cache."""
+"""Rows of 16 numbers that a kernel works on at a time: 1 MiB, which a core's second cache holds."""
 
 
 def hadamard_matrix(n: int) -> Tensor:
@@ -56,11 +56,11 @@ def hadamard_transform(x: Tensor, H: Tensor, spare: Tensor) -> tuple[Tensor, Ten
     return x.view(shape), spare.view(shape)
 
 
-def strips(count: int, n: int, like: Tensor) -> tuple[tuple[int, int, int, int], Tensor]:
-    """For a kernel: threads, blocks, rows of a block, and how many times 16 blocks are a strip; and its memory."""
+def strips(count: int, n: int, like: Tensor, buffers: int = 1) -> tuple[tuple[int, int, int, int], Tensor]:
+    """For a kernel: threads, blocks, rows of a block, and how many times 16 blocks make a strip; and its memory."""
     threads = kernels.threads_for(count * n)
     width = max(1, min(STRIP // n, math.ceil(count / 16 / threads)))
-    return (threads, count, n, width), like.new_empty(threads, width, 16, n)
+    return (threads, count, n, width), like.new_empty(threads, buffers, width, 16, n)
 
 
 def block_shape(count: int, n: int) -> tuple[int, int, int]:
@@ -275,6 +275,25 @@ class FastfoodProjection(Projection):
         x.view(-1, *self.gaussian.shape).mul_(self.gaussian)
         x = hadamard_transform(x, self.H, spare)[0].view(len(flat), -1)
         return (x[:, : self.D] * self.lengths).reshape(*z.shape[:-1], self.D)
+
+    def _write(self, theta0: Tensor, z: Tensor, out: Tensor) -> None:
+        kernel = kernels.taking(self._like, theta0, z, out)
+        if kernel is None:
+            return super()._write(theta0, z, out)
+        padded = torch.nn.functional.pad(z, (0, self.n - self.d))
+        sizes, scratch = strips(self.blocks, self.n, z, 2)
+        given = theta0, padded, self.signs, self.order, self.gaussian, self.lengths, self.H, scratch, out
+        return kernel("fastfood_write", *sizes, self.D, *given)
+
+    def _pull(self, v: Tensor) -> Tensor:
+        kernel = kernels.taking(self._like, v)
+        if kernel is None:
+            return self._multiply_transposed(v)
+        sizes, scratch = strips(self.blocks, self.n, v, 2)
+        sums = v.new_zeros(sizes[0], self.n)
+        given = v, self.signs, self.inverse_order, self.gaussian, self.lengths, self.H, scratch, sums
+        kernel("fastfood_pull", *sizes, self.D, *given)
+        return sums.sum(0)[: self.d]
 
     def _multiply_transposed(self, v: Tensor) -> Tensor:
         flat = v.reshape(-1, self.D)
