@@ -1,4 +1,4 @@
-"""Files that are either whole or not there, and text that is named if it cannot be read."""
+"""Files that are either whole or not there; text in UTF-8, with the same bytes on every system."""
 
 from __future__ import annotations
 
@@ -62,3 +62,15 @@ def read_text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not text in UTF-8 (byte {error.start}); save it in that encoding") from None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write text in UTF-8, with line feeds alone at the ends of lines; the file is whole, or as it was.
+
+    Raises
+    ------
+    OSError
+        As ``replaced_atomically``.
+    """
+    with replaced_atomically(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")

@@ -52,15 +52,20 @@ def start(
     output : file, optional
         Where it prints; by default where we do.
     """
-    windows, groups = sys.platform == "win32", hasattr(os, "killpg")
-    grouped = {"creationflags": CREATE_NEW_PROCESS_GROUP} if windows else {"process_group": 0} if groups else {}
     library = str(Path(__file__).resolve().parents[1])
     paths = (library, *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep)))
     path = os.pathsep.join(map(os.path.abspath, paths))  # the child's own children run in other folders
     told = {**environment, PARENT: str(os.getpid()), "PYTHONPATH": path}
-    return subprocess.Popen(  # type: ignore[call-overload, no-any-return]
-        command, env=told, stdin=subprocess.DEVNULL, stdout=output, stderr=output and subprocess.STDOUT, **grouped
+    return subprocess.Popen(
+        command, env=told, stdin=subprocess.DEVNULL, stdout=output, stderr=output and subprocess.STDOUT, **_own_group()
     )
+
+
+def _own_group() -> dict[str, Any]:
+    """What ``Popen`` is told, so that a Ctrl-C in the terminal does not reach the child."""
+    if sys.platform == "win32":
+        return {"creationflags": CREATE_NEW_PROCESS_GROUP}
+    return {"process_group": 0} if hasattr(os, "killpg") else {}
 
 
 def end(children: Iterable[subprocess.Popen[bytes]]) -> None:
@@ -105,8 +110,7 @@ for _ in range(20):
 def cleared(folder: Path) -> Iterator[None]:
     """The folder is gone afterwards, also if this process is killed: another one waits for its end."""
     pipe = subprocess.PIPE
-    grouped: Any = {"process_group": 0} if hasattr(os, "killpg") else {}
-    waiting = subprocess.Popen([sys.executable, "-I", "-S", "-c", CLEARER, str(folder)], stdin=pipe, **grouped)
+    waiting = subprocess.Popen([sys.executable, "-I", "-S", "-c", CLEARER, str(folder)], stdin=pipe, **_own_group())
     try:
         yield
     finally:
@@ -153,9 +157,15 @@ def _end_after(parent: int) -> None:
     os._exit(1)
 
 
+def _told() -> int | None:
+    """The parent that ``start`` names, or Jupyter to its kernels; on Windows that is no number of a process."""
+    jupyter = os.environ.get("JPY_PARENT_PID") if sys.platform != "win32" else None
+    told = os.environ.pop(PARENT, None) or jupyter
+    return int(told) if told else None
+
+
 if __name__ == "__main__":
-    told = os.environ.pop(PARENT, None) or os.environ.get("JPY_PARENT_PID")  # Jupyter tells its kernels so
-    die_with_parent(int(told) if told else None)
+    die_with_parent(_told())
     del sys.argv[0]
     module, _, function = sys.argv[0].partition(":")
     if function:

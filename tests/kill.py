@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TOKEN = "SUBSPACE_TRIAL"
 UNTIL_GONE = 10.0  # seconds
 EXPERIMENT, RUNS, CHAPTERS = "lr_small", 60, 10
-CHAPTER = "import numpy, time\ntime.sleep(0.5)\nprint(numpy.linalg.svd(numpy.ones((300, 300)))[1].max())"
+CHAPTER = "import numpy, time\ntime.sleep(0.5)\nprint(numpy.linalg.matrix_rank(numpy.ones((300, 300))), 'is the rank')"
 BUILD = """
 import sys
 from pathlib import Path
@@ -162,7 +162,7 @@ class Build(Trial):
     def in_the_end(self) -> list[str]:
         """Each chapter has a page with what it printed."""
         pages = [self.out / "_build" / "html" / f"{path.stem}.html" for path in self.kept]
-        shown = [path for path in pages if path.exists() and "300.0" in path.read_text(encoding="utf-8")]
+        shown = [path for path in pages if path.exists() and "1 is the rank" in path.read_text(encoding="utf-8")]
         return [] if len(shown) == CHAPTERS else [f"{len(shown)} pages"]
 
 

@@ -1,6 +1,7 @@
 """The benchmark measures what it says, writes it, and refuses what it cannot do; speed itself is not tested."""
 
 import csv
+import sys
 from pathlib import Path
 
 import pytest
@@ -55,7 +56,7 @@ def test_table_and_picture(tmp_path, capsys, quick):
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["projection"] for row in rows[:2]] == ["sparse", "one_hot"]
-    assert (rows[0]["build_peak"], rows[1]["build_peak"]) == ("", "1.0")
+    assert [row.get("build_peak", "") for row in rows[:2]] == ["", "1.0" if sys.platform == "linux" else ""]
     assert rows[0]["device"] == "cpu"
     assert figures.write_benchmark_picture(path).read_text().startswith("<?xml")
     assert "times direct" in capsys.readouterr().out

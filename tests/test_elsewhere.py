@@ -30,7 +30,7 @@ def run(*command: str, **told: str) -> str:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="this is elsewhere")
 def test_files_children_and_a_killed_sweep_where_posix_is_absent() -> None:
-    chosen = "not no_groups and (test_files or test_processes or killed_goes_on or stopped_build and SIGTERM)"
+    chosen = "test_files or test_processes or killed_goes_on or once_and_its_table or stopped_build and SIGTERM"
     said = run(
         *("-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", chosen),
         *(f"tests/test_{name}.py" for name in ("files", "processes", "sweep", "book")),
@@ -45,6 +45,16 @@ def test_windows_gets_a_group_of_its_own_kind(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(processes.sys, "platform", "win32")
     processes.start(["program"], {})
     assert given["creationflags"] == 0x200 and "process_group" not in given
+
+
+def test_a_kernel_on_windows_is_told_a_handle_and_no_parent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(processes.PARENT, raising=False)
+    monkeypatch.setenv("JPY_PARENT_PID", "812")
+    assert processes._told() == 812
+    monkeypatch.setattr(processes.sys, "platform", "win32")
+    assert processes._told() is None
+    monkeypatch.setenv(processes.PARENT, "34")
+    assert processes._told() == 34 and processes.PARENT not in os.environ
 
 
 ENCODINGS = """

@@ -56,7 +56,7 @@ def test_modes_links_and_what_is_no_file(tmp_path, monkeypatch):
         assert stat.S_IMODE(path.stat().st_mode) == 0o640, "the mode of the old file"
     finally:
         os.umask(before)
-    if os.geteuid() == 0:
+    if hasattr(os, "chown") and os.geteuid() == 0:
         os.chown(path, 12, 34)
         write(path)
         assert (path.stat().st_uid, path.stat().st_gid) == (12, 34), "the owner of the old file"

@@ -15,7 +15,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from subspace_lib.files import replaced_atomically
+from subspace_lib.files import write_text
 from subspace_lib.press.chapters import PARAMETER, is_injected, read_notebook
 from subspace_lib.press.times import write_times
 from subspace_lib.processes import cleared, end, start, tied
@@ -133,8 +133,7 @@ def keep(run: Run, executed: Path, record: Mapping[str, Any]) -> None:
     names = set(loaded.read_text(encoding="utf-8").split()) if loaded.exists() else set()
     standins = sorted(name for name in names if name.endswith("-standin"))
     notebook["metadata"]["subspace"] = {**record, "seconds": round(run.seconds, 1), "standins": standins}
-    with replaced_atomically(executed / f"{run.name}.ipynb") as temporary:
-        temporary.write_text(json.dumps(notebook, indent=1, ensure_ascii=False), encoding="utf-8")
+    write_text(executed / f"{run.name}.ipynb", json.dumps(notebook, indent=1, ensure_ascii=False))
     (executed / f"{run.name}.failed.ipynb").unlink(missing_ok=True)
 
 

@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from subspace_lib.files import replaced_atomically
+from subspace_lib.files import replaced_atomically, write_text
 from subspace_lib.press.chapters import BookError, chapter_names, record_of
 from subspace_lib.processes import end, start, tied
 from subspace_lib.tasks.profiles import check_device, default_device
@@ -109,8 +109,7 @@ def describe_device(size: Size, out: Path) -> None:
         about["driver"] = subprocess.run(asked, capture_output=True, encoding="utf-8", check=False).stdout.strip()
     about["copy_bytes_per_second"] = copy_bandwidth(size.device)
     print(json.dumps(about, indent=1))
-    with replaced_atomically(out / "device.json") as temporary:
-        temporary.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+    write_text(out / "device.json", json.dumps(about, indent=1) + "\n")
 
 
 def run_tests(size: Size, out: Path) -> None:

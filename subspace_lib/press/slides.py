@@ -9,7 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from subspace_lib.files import read_text, replaced_atomically
+from subspace_lib.files import read_text, write_text
 from subspace_lib.press.chapters import read_notebook
 from subspace_lib.press.markup import mathml_of
 from subspace_lib.press.takeaway import Works, plain, works_of
@@ -81,8 +81,7 @@ def write_slides(book: Path, executed: Path, folder: Path) -> list[Path]:
             slides="\n".join(f"<section>{slide}</section>" for slide in slides),
         )
         pages.append(folder / f"session_{number}.html")
-        with replaced_atomically(pages[-1]) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        write_text(pages[-1], text)
     return pages
 
 

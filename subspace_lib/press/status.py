@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from subspace_lib.files import replaced_atomically
+from subspace_lib.files import write_text
 from subspace_lib.press.chapters import is_record, record_of
 from subspace_lib.study.findings import standing
 
@@ -38,8 +38,7 @@ def write_executions(path: Path, records: Mapping[str, Mapping[str, Any]]) -> No
         if record["profile"] == "full" and record["device"] != "cpu"
     }
     if new:
-        with replaced_atomically(path) as temporary:
-            temporary.write_text(json.dumps(recorded_executions(path) | new, indent=1) + "\n", encoding="utf-8")
+        write_text(path, json.dumps(recorded_executions(path) | new, indent=1) + "\n")
 
 
 def recorded_executions(path: Path) -> Executions:

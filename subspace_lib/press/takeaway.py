@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from subspace_lib.files import read_text, replaced_atomically
+from subspace_lib.files import read_text, write_text
 from subspace_lib.press.chapters import chapter_names, read_notebook, read_yaml
 
 Works = Mapping[str, tuple[str, str, str]]
@@ -38,8 +38,7 @@ def write_notebooks(root: Path, folder: Path, solutions: bool = True) -> None:
             notebook = plain_notebook(chapter if solutions else without_solutions(chapter), works, address)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
-        with replaced_atomically(folder / f"{name}.ipynb") as temporary:
-            temporary.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_text(folder / f"{name}.ipynb", json.dumps(notebook, indent=1, ensure_ascii=False) + "\n")
 
 
 def without_solutions(notebook: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-from subspace_lib.files import replaced_atomically
+from subspace_lib.files import write_text
 from subspace_lib.intrinsic import crossing, increasing
 from subspace_lib.study.claims import Comparison, compare, of_differences
 from subspace_lib.study.experiments import EXPERIMENTS, experiment
@@ -219,8 +219,7 @@ def write(readme: Path = DATA / "README.md") -> None:
     for name, old in parts(text).items():
         start = f"<!-- {name} -->\n"
         text = text.replace(start + old, start + PARTS[name]())
-    with replaced_atomically(readme) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_text(readme, text)
 
 
 PARTS: dict[str, Callable[[], str]] = {"findings": lambda: table(findings()), "standing": standing}

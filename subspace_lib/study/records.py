@@ -12,7 +12,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
-from subspace_lib.files import read_text, replaced_atomically
+from subspace_lib.files import read_text, replaced_atomically, write_text
 
 _INSTALLED = Path(__file__).resolve().parents[1] / "recorded"
 DATA = _INSTALLED if _INSTALLED.is_dir() else Path(__file__).resolve().parents[2] / "data"
@@ -113,7 +113,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "result": {
         "D": int, "d": int, "dataset": str, "device": str, "torch": str, "commit": str, "date": str, "diverged": bool,
         "val_loss_curve": list, "val_accuracy_curve": list, "train_loss": list, "best_epoch": int, "epochs_run": int,
-        "steps": int, "peak_bytes": int, "seconds": (int, float),
+        "steps": int, "peak_bytes": (int, NoneType), "seconds": (int, float),
     } | dict.fromkeys(("val_accuracy", "val_loss", "test_accuracy", "step_ms"), (int, float, NoneType)),
 }  # fmt: skip
 """What a record holds, and of which type."""
@@ -128,8 +128,7 @@ def write_record(path: Path, record: Record) -> None:
         If the file cannot be written.
     """
     sealed = {"version": VERSION} | record
-    with replaced_atomically(path) as temporary:
-        temporary.write_text(_canonical(sealed | {"checksum": _digest(sealed)}), encoding="utf-8")
+    write_text(path, _canonical(sealed | {"checksum": _digest(sealed)}))
 
 
 def read_record(text: str, source: str) -> Record:
@@ -214,8 +213,7 @@ def read_records(folder: Path | None, *tables: Path) -> tuple[dict[str, Record],
                 damaged.append(str(error))
         aside = path.with_name(path.name + ".damaged")
         if not whole and path in tables:
-            with replaced_atomically(aside) as temporary:
-                temporary.write_text(text, encoding="utf-8")
+            write_text(aside, text)
         elif not whole:
             path.replace(aside)
     return records, damaged

@@ -20,7 +20,7 @@ from joblib.externals.loky.process_executor import TerminatedWorkerError
 from tqdm import tqdm
 
 from subspace_lib.data import Data
-from subspace_lib.files import replaced_atomically
+from subspace_lib.files import write_text
 from subspace_lib.processes import Unfinished, commit, die_with_parent
 from subspace_lib.study.records import Record, Spec, read_records, write_record, write_table
 from subspace_lib.study.runs import run
@@ -203,8 +203,7 @@ def _tied(work: Callable[[Sequence[Spec]], dict[str, str]], group: Sequence[Spec
 
 def _note_failure(path: Path, spec: Spec) -> None:
     try:
-        with replaced_atomically(path) as temporary:
-            temporary.write_text(f"{spec}\n\n{traceback.format_exc()}", encoding="utf-8")
+        write_text(path, f"{spec}\n\n{traceback.format_exc()}")
     except OSError as error:
         tqdm.write(f"the failure of {spec.key} could not be written down: {error}")
 

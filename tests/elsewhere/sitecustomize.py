@@ -1,25 +1,34 @@
 """What Windows lacks is refused to this library and its tests; other packages know that they are on Linux."""
 
+import builtins
+import ctypes
 import importlib.abc
+import io
 import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import FrameType, ModuleType
 
 ABSENT = {
-    os: ("killpg", "setsid", "setpgid", "getpgid", "setpgrp", "fork", "forkpty", "mkfifo", "statvfs", "getuid"),
-    signal: ("SIGKILL", "SIGHUP", "SIGQUIT", "SIGUSR1"),
+    os: (
+        *("killpg", "setsid", "setpgid", "getpgid", "setpgrp", "fork", "forkpty", "wait", "WEXITSTATUS"),
+        *("mkfifo", "statvfs", "chown", "fchmod", "getuid", "geteuid", "getgid", "getpgrp"),
+        *("uname", "nice", "sysconf", "getloadavg", "sched_getaffinity", "sched_setaffinity"),
+    ),
+    signal: ("SIGKILL", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGALRM", "SIGCHLD", "SIGSTOP", "alarm"),
+    time: ("tzset",),
 }
-MODULES = ("fcntl", "resource", "termios", "pwd", "grp")
+MODULES = ("fcntl", "resource", "termios", "pwd", "grp", "pty", "tty", "syslog", "readline")
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = (str(ROOT / "subspace_lib"), str(ROOT / "tests"))
 
 
 def is_refused(frame: FrameType | None) -> bool:
     """Whether the code that asks is one to whom things are refused."""
-    while frame and "importlib" in frame.f_code.co_filename:
+    while frame and any(name in frame.f_code.co_filename for name in ("importlib", "pathlib", "genericpath")):
         frame = frame.f_back
     return frame is not None and any(folder in frame.f_code.co_filename for folder in FOLDERS)
 
@@ -59,5 +68,43 @@ for name in MODULES:
     sys.modules.pop(name, None)
 sys.meta_path.insert(0, Refused())
 started, subprocess.Popen.__init__ = subprocess.Popen.__init__, start
-exists = os.path.exists
-os.path.exists = lambda path: not str(path).startswith("/dev/shm") and exists(path)
+
+
+def look(path: object, **options: object) -> os.stat_result:
+    """What stands at a path, but for what Linux alone has."""
+    if str(path).startswith("/dev/shm") or (str(path).startswith("/proc") and is_refused(sys._getframe(1))):
+        raise FileNotFoundError(2, "No such file or directory", str(path))
+    return looked(path, **options)
+
+
+def open_as_windows(
+    file: object,
+    mode: str = "r",
+    buffering: int = -1,
+    encoding: str | None = None,
+    errors: str | None = None,
+    newline: str | None = None,
+    **options: object,
+) -> io.IOBase:
+    """Open a file; what is written as text gets the line ends of Windows, unless it is told others."""
+    if is_refused(sys._getframe(1)):
+        if str(file).startswith("/proc"):
+            raise FileNotFoundError(2, "No such file or directory", str(file))
+        if newline is None and "b" not in mode and not mode.startswith("r"):
+            newline = "\r\n"
+    return opened(file, mode, buffering, encoding, errors, newline, **options)
+
+
+looked, os.stat = os.stat, look
+opened, builtins.open, io.open = open, open_as_windows, open_as_windows
+library = ctypes.CDLL
+
+
+def without_prctl(name: object, *arguments: object, **options: object) -> ctypes.CDLL:
+    """A library of C; not the one of the system, by which the kernel is asked to end children."""
+    if name is None and is_refused(sys._getframe(1)):
+        raise OSError("only Linux has prctl")
+    return library(name, *arguments, **options)
+
+
+ctypes.CDLL = without_prctl
