@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from subspace_lib import LeNet, SubspaceModel, make_projection
-from subspace_lib.files import replaced_atomically
+from subspace_lib.files import replaced_atomically, write_text
 
 
 def test_the_old_file_stays_until_the_new_one_is_whole(tmp_path):
@@ -27,6 +27,11 @@ def test_an_unwritable_folder_is_named(tmp_path):
     model = SubspaceModel(LeNet(), make_projection("one_hot", 61_706, 2))
     with pytest.raises(OSError, match="taken"):
         model.save(tmp_path / "taken" / "model.safetensors")
+
+
+def test_text_has_the_same_bytes_on_every_system(tmp_path):
+    write_text(tmp_path / "file.txt", "é\nα\n")
+    assert (tmp_path / "file.txt").read_bytes() == b"\xc3\xa9\n\xce\xb1\n"
 
 
 def test_a_file_that_was_made_read_only_is_not_replaced(tmp_path):

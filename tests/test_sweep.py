@@ -412,6 +412,9 @@ def test_records_survive_a_round_trip(folder):
     write_record(folder / "a.json", record)
     text = (folder / "a.json").read_text()
     assert read_record(text, "a.json") == record
+    uncounted = record | {"result": record["result"] | {"peak_bytes": None}}  # as on macOS and Windows
+    write_record(folder / "b.json", uncounted)
+    assert read_record((folder / "b.json").read_text(), "b.json") == uncounted
     with pytest.raises(DamagedRecordError, match="a.json is not a whole record"):
         read_record(text[:-1], "a.json")
     with pytest.raises(DamagedRecordError, match="a.json is not a whole record"):
