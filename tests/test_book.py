@@ -442,7 +442,7 @@ def test_contents_that_name_what_is_not_there(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["root: [", "", "words", "root: \xe9", "root: &again [*again]"])
 def test_contents_and_configuration_that_are_no_yaml_are_named(text: str, tmp_path: Path) -> None:
-    for name, read in (("_toc.yml", chapter_names), ("_config.yml", pages._configuration)):
+    for name, read in (("_toc.yml", chapter_names), ("_config.yml", pages.configuration)):
         (tmp_path / name).write_text(text, encoding="latin-1")
         with pytest.raises(ValueError, match=f"{name} is not YAML"):
             read(tmp_path)
