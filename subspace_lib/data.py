@@ -175,6 +175,8 @@ def _check_pair(part: str, pair: Pair) -> None:
     inputs, targets = pair
     if inputs.is_meta or targets.is_meta:
         raise ValueError(f"{part} is on the device 'meta', which holds no numbers; use 'cpu' or 'cuda'")
+    if not inputs.layout == targets.layout == torch.strided:
+        raise TypeError(f"{part} holds sparse tensors, allowed dense ones; pass x.to_dense()")
     if targets.dtype != torch.int64 and not targets.is_floating_point():
         raise TypeError(
             f"{part} labels are {targets.dtype}, allowed torch.int64 or floats; pass labels.long(), or .float()"

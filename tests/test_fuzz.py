@@ -7,6 +7,7 @@ Checkpoints have theirs in test_checkpoint.py. SUBSPACE_FUZZ is the number of ex
 import base64
 import io
 import json
+import math
 import warnings
 import zipfile
 from pathlib import Path
@@ -122,7 +123,11 @@ def test_sealed_records_with_odd_fields(folder: Path, record: dict[str, Any], da
 
 @pytest.mark.parametrize(
     ("part", "name", "value"),
-    [("spec", "epochs", True), ("result", "steps", 2**63), ("result", "device", "\ud800"), ("result", "torch", "2\n")],
+    [
+        *(("spec", "epochs", True), ("result", "steps", 2**63), ("result", "device", "\ud800")),
+        *(("result", "torch", "2\n"), ("result", "val_loss", math.nan), ("result", "train_loss", ["1"])),
+        ("result", "val_loss_curve", [math.inf]),
+    ],
 )
 def test_what_no_table_can_hold_is_refused(
     folder: Path, record: dict[str, Any], part: str, name: str, value: object

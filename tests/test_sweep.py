@@ -129,6 +129,7 @@ def test_the_key_names_every_field_and_does_not_change():
         replace(SPEC, options={"density": 0.1}),
     ]
     assert len({spec.key for spec in [SPEC, *changed]}) == 5
+    assert replace(SPEC, lr=1).key == replace(SPEC, lr=1.0).key
 
 
 def test_a_record_is_the_run_that_fit_makes():
@@ -323,6 +324,7 @@ def test_a_record_that_another_sweep_is_writing_is_let_alone(folder, capsys):
     go(folder, SPECS[:1])
     unfinished = folder / "records" / f".{SPECS[1].key}.json.abc.json"
     unfinished.write_text('{"version":')
+    (folder / "records" / "no file.json").mkdir()
     assert len(go(folder, SPECS[:1])) == 1
     assert unfinished.exists() and "not a whole record" not in capsys.readouterr().out
 

@@ -430,6 +430,8 @@ def test_data_without_numbers_are_refused():
     x, y = torch.randn(4, 2), torch.arange(4)
     with pytest.raises(ValueError, match="train is on the device 'meta', which holds no numbers"):
         Data((x, y), None).to("meta")
+    with pytest.raises(TypeError, match=r"train holds sparse tensors, allowed dense ones; pass x.to_dense\(\)"):
+        Data((x.to_sparse(), y), None)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import math
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
@@ -98,6 +99,9 @@ class Spec:
     train_images: int | None = None
     val_images: int | None = None
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "lr", float(self.lr))  # 1 and 1.0 are the same run, under one name
+
     @property
     def key(self) -> str:
         """The name of the run: a hash of all its fields."""
@@ -175,9 +179,13 @@ def _fault(record: Record) -> str:
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether a table can hold it: text that can be written down, and whole numbers of a machine."""
+    """Whether a table can hold it: text that can be written down, finite numbers of a machine, and lists of these."""
+    if isinstance(value, list):
+        return all(one is None or (type(one) in (int, float) and _is_plain(one)) for one in value)
     if isinstance(value, str):
         return value.isprintable()
+    if isinstance(value, float):
+        return math.isfinite(value)
     return not isinstance(value, int) or abs(value) < 2**63
 
 
@@ -196,7 +204,7 @@ def read_records(folder: Path | None, *tables: Path) -> tuple[dict[str, Record],
     damaged: list[str] = []
     single = sorted(folder.glob("[!.]*.json")) if folder else []
     for path in (*tables, *single):
-        if not path.exists():
+        if not path.is_file():
             continue
         text = path.read_text(encoding="utf-8", errors="replace")
         whole = True
