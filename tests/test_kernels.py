@@ -10,17 +10,22 @@ import torch
 
 from subspace_lib import MLP, PROJECTIONS, LayerwiseProjection, SubspaceOptimizer, count_parameters, diagnose
 from subspace_lib import make_projection as make
-from subspace_lib.projections import kernels
+from subspace_lib.projections import kernels, sparse
 from subspace_lib.projections.base import fingerprint, same_fingerprint
 from subspace_lib.projections.testing import ProjectionContract, normal
 
-FAMILIES = ("one_hot", "hadamard", "fastfood")
+FAMILIES = ("one_hot", "hadamard", "fastfood", "sparse")
 SIZES = (
     *((1, 1), (2, 1), (7, 3), (61, 9), (300, 90), (1009, 65), (1009, 1000), (4097, 4097)),
     *((40_001, 1), (40_001, 70), (40_001, 600), (62_006, 4500), (100_003, 40_000), (100_003, 70_000)),
 )
 """Odd sizes, for one thread and for more; few and many blocks, in a row and side by side, with smaller ones after them;
 more entries than 16 bits tell apart."""
+
+
+def sizes_of(name):
+    """Those that take a moment: the time of sparse grows with d sqrt(D)."""
+    return [(D, d) for D, d in SIZES if name != "sparse" or d < 4096]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -64,7 +69,7 @@ def test_kernels_compute_what_pytorch_computes(name, threads):
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        for D, d in SIZES:
+        for D, d in sizes_of(name):
             P, theta0, z, v = make(name, D, d, 3), normal(D), normal(d, seed=1), normal(D, seed=2)
             out, pulled, paths = both(P, z, v, theta0)
             assert paths == ("C kernels", "C kernels")
@@ -72,6 +77,18 @@ def test_kernels_compute_what_pytorch_computes(name, threads):
                 assert float((found - right).norm() / right.norm()) < 3e-6, (D, d)
     finally:
         torch.set_num_threads(before)
+
+
+@linux
+def test_sparse_in_several_blocks_both_ways_and_too_large_a_one(monkeypatch):
+    P, z, v = make("sparse", 40_001, 33_000, density=1e-4), normal(33_000), normal(40_001, seed=1)
+    for path in ("C kernels", "PyTorch"):
+        out, pulled, paths = both(P, z, v, torch.ones(P.D))
+        assert paths == (path, path)
+        torch.testing.assert_close(out, 1 + P(z))
+        torch.testing.assert_close(pulled, P.adjoint(v))
+        monkeypatch.setattr(sparse, "GROUPED", P.d * P.k - 1)
+    assert len(P._groups["row_starts"]) == len(P._groups["column_starts"]) == 2
 
 
 @families
@@ -125,6 +142,7 @@ def test_thirty_steps_end_where_pytorchs_end(name, fresh, monkeypatch):
     [
         ("hadamard", [7.62367, 6.50046, 5.95456]),
         ("one_hot", [0.09251, 2.60303, 5.95456]),
+        ("sparse", [-4.70104, -3.16486, 5.77452]),
         ("fastfood", [5.00566, -0.18444, 6.03137]),
     ],
 )
@@ -248,8 +266,8 @@ found = kernels.Kernels(pathlib.Path(sys.argv[1]))
 kernels.loaded = lambda: (found, "C kernels")
 for threads in (1, 2):
     torch.set_num_threads(threads)
-    for name in {FAMILIES}:
-        for D, d in {SIZES}:
+    for name, sizes in {SIZES}.items():
+        for D, d in sizes:
             P, theta0, out = make_projection(name, D, d), torch.ones(D), torch.empty(D)
             assert kernels.path_of(lambda: P.write(theta0, torch.ones(d), out)) == "C kernels"
             P.pull(theta0)
@@ -276,7 +294,7 @@ def test_sanitizers_find_nothing_at_odd_sizes_on_two_threads(tmp_path, missing):
         "ASAN_OPTIONS": "detect_leaks=0",
         "PYTHONPATH": str(Path(__file__).parents[1]),
     }
-    program = SANITIZED.replace("{FAMILIES}", str(FAMILIES)).replace("{SIZES}", str(SIZES))
+    program = SANITIZED.replace("{SIZES}", str({name: sizes_of(name) for name in FAMILIES}))
     done = subprocess.run(
         [sys.executable, "-c", program, library], env=os.environ | told, capture_output=True, text=True
     )

@@ -289,3 +289,20 @@ void fastfood_pull(int64_t threads, int64_t count, int64_t n, int64_t width, int
         }
     }
 }
+
+/* sparse: out = start + A x, for a matrix A of entries +-1 whose rows are in groups of 16 that are nearly equally long.
+   Group g has the rows order[16 g], ..., and its entries lie at offsets[g] * 16 on, one of each row in turn: places in
+   table = [x, -x, 0], the last where a row has ended. */
+void sparse_product(int64_t threads, int64_t rows, const int64_t *offsets, const uint16_t *entries,
+                    const int32_t *order, const float *start, const float *table, float *out)
+{
+    #pragma omp parallel for num_threads(threads) schedule(dynamic, 64)
+    for (int64_t first = 0; first < rows; first += 16) {
+        float total[16] = {0};
+        for (int64_t e = offsets[first / 16]; e < offsets[first / 16 + 1]; e++)
+            for (int c = 0; c < 16; c++)
+                total[c] += table[entries[16 * e + c]];
+        for (int c = 0; c < 16 && first + c < rows; c++)
+            out[order[first + c]] = start[order[first + c]] + total[c];
+    }
+}
