@@ -1,5 +1,8 @@
 """What a GPU computes is what the CPU computes. Nothing here runs without a GPU; the workflow `gpu` has one."""
 
+import contextlib
+import importlib.util
+
 import pytest
 import torch
 
@@ -14,7 +17,7 @@ from subspace_lib import (
     fit_many,
     make_projection,
 )
-from subspace_lib.study.benchmark import benchmark
+from subspace_lib.study.benchmark import IN_TRITON, benchmark, triton_asked_for
 
 DEVICE = "cuda"
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -53,6 +56,20 @@ def test_same_P(name, options, dtype, rtol):
     there.write(v[0].to(DEVICE), z[0].to(DEVICE), out)
     torch.testing.assert_close(out.cpu(), v[0] + here(z[0]), **close)
     torch.testing.assert_close(there.pull(v[1].clone().to(DEVICE)).cpu(), here.adjoint(v[1]), **close)
+
+
+@pytest.mark.parametrize("name", IN_TRITON)
+@pytest.mark.parametrize(("D", "d"), [(1314, 70), (100_000, 60), (472_610, 4500)])
+def test_kernels_in_triton_give_what_PyTorch_gives(name, D, d):
+    pytest.importorskip("triton")
+    P = make_projection(name, D, d, seed=3).to(DEVICE)
+    z, theta0, v = (numbers(size).to(DEVICE) for size in (d, D, D))
+    found = []
+    for asked in (contextlib.nullcontext(), triton_asked_for()):
+        with asked:
+            P.write(theta0, z, out := torch.empty_like(theta0))
+            found.append((out, P.pull(v.clone())))
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", PROJECTIONS)
@@ -95,3 +112,6 @@ def test_many_at_once(data):
 def test_benchmark_measures():
     rows = list(benchmark(DEVICE, in_features=20, d=50, rounds=2, scale_D=(2000,), scale_d=(10,)))
     assert all(min(row["forward_ms"], row["adjoint_ms"], row.get("step_ms", 1)) > 0 for row in rows)
+    if importlib.util.find_spec("triton"):
+        steps = {row["projection"]: row for row in rows if row["part"] == "step" and not row["layout"]}
+        assert all(min(steps[name]["triton_ms"], steps[name]["triton_graph_ms"]) > 0 for name in IN_TRITON)

@@ -239,7 +239,7 @@ class Part:
 
 PARTS = {
     "device": Part(describe_device, 20),
-    "tests": Part(run_tests, 50),
+    "tests": Part(run_tests, 60),
     "benchmark": Part(measure, 80),
     "many": Part(train_many, 40),
     "compare": Part(compare, 100),

@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import functools
 import hashlib
+import importlib.util
 import os
 import platform
 import subprocess
@@ -20,6 +21,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 from shutil import which
+from types import ModuleType
 
 import torch
 from torch import Tensor, nn
@@ -66,6 +68,25 @@ def taking(*tensors: Tensor) -> Kernels | None:
             return None
     found, _last = loaded()
     return found
+
+
+def in_triton(*vectors: Tensor) -> ModuleType | None:
+    """The kernels in Triton, where ``SUBSPACE_KERNELS`` is "triton" and they take such vectors, on a GPU; else None.
+
+    Raises
+    ------
+    ImportError
+        If they are asked for and Triton is not installed.
+    """
+    global _last
+    if os.environ.get("SUBSPACE_KERNELS") != "triton" or torch.are_deterministic_algorithms_enabled():
+        return None
+    if not all(x.is_cuda and x.dtype == torch.float32 and x.is_contiguous() and x.numel() < 2**30 for x in vectors):
+        return None
+    if importlib.util.find_spec("triton") is None:
+        raise ImportError("SUBSPACE_KERNELS asks for triton, which is not installed: pip install triton, or unset it")
+    _last = "Triton kernels"
+    return importlib.import_module("subspace_lib.projections.triton_kernels")
 
 
 def path_of(products: Callable[[], object]) -> str:

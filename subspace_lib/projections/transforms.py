@@ -173,9 +173,12 @@ class HadamardProjection(Projection):
     def _write(self, theta0: Tensor, z: Tensor, out: Tensor) -> None:
         cuts = [*(count * m for count, m in self.groups), len(self.followed)]
         starts, ends = theta0.split(cuts), out.split(cuts)
-        kernel = kernels.taking(self._like, theta0, z, out)
+        kernel, triton = kernels.taking(self._like, theta0, z, out), kernels.in_triton(theta0, z, out)
         for i, (count, m) in enumerate(self.groups):
             source, entries, row_signs = self._group(i)
+            if triton and m <= triton.LARGEST_BLOCK:
+                triton.hadamard_write(starts[i], z, source, entries, row_signs, ends[i])
+                continue
             placed = z[source]
             if kernel:
                 sizes, scratch = strips(count, m, z)
@@ -208,8 +211,12 @@ class HadamardProjection(Projection):
         flat = v.reshape(-1, self.D)
         *pieces, last = flat.split([*(count * m for count, m in self.groups), len(self.followed)], dim=1)
         z = flat.new_zeros(len(flat), self.d).index_add_(1, self.followed, last * self.followed_entries)
+        triton = kernels.in_triton(v) if v.ndim == 1 else None
         for i, piece in enumerate(pieces):
             source, entries, row_signs = self._group(i)
+            if triton and len(source) <= triton.LARGEST_BLOCK:
+                triton.hadamard_pull(piece, source, entries, row_signs, z)
+                continue
             x = piece.reshape(-1, *entries.shape[1:]).contiguous().mul_(row_signs)
             x, _ = hadamard_transform(x, self.H, torch.empty_like(x))
             z.index_add_(1, source, x.view(len(flat), *entries.shape).mul_(entries).sum((1, 3)))

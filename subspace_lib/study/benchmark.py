@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import functools
+import importlib.util
 import itertools
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -48,6 +51,9 @@ before = most_memory()
 P = make_projection(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
 print((most_memory() - before) / P.nbytes)
 """
+IN_TRITON = ("one_hot", "hadamard")
+"""The families with kernels in Triton."""
+KERNELS = "SUBSPACE_KERNELS"
 Row = dict[str, Any]
 
 
@@ -107,9 +113,10 @@ def benchmark(
     ------
     dict
         ``part`` ("step", "d" or "D"), the sizes, milliseconds, ``step_over_direct`` with its quartiles, on a GPU the
-        same inside a CUDA graph, the bytes kept a weight, the bytes that a forward product must move and the share of
-        the measured copy bandwidth that this is, and ``build_peak``, the most memory used while building over what is
-        kept; for "sparse" also both its products over PyTorch's best, ``products_over_direct``, with quartiles.
+        same inside a CUDA graph and, where Triton is installed, both with our kernels in it; the bytes kept a weight,
+        the bytes that a forward product must move and the share of the measured copy bandwidth that this is, and
+        ``build_peak``, the most memory used while building over what is kept; for "sparse" also both its products over
+        PyTorch's best, ``products_over_direct``, with quartiles.
     """
     bandwidth = copy_bandwidth(device)
     D = count_parameters(MLP(in_features))
@@ -182,8 +189,10 @@ def step_costs(projections: Sequence[Projection], in_features: int, rounds: int)
         return []
     device = projections[0].device.type
 
-    def steps(make: Callable[..., Callable[[], None]], **more: Any) -> Iterator[Callable[[], None] | str]:
-        for P in (None, *projections):
+    def steps(
+        make: Callable[..., Callable[[], None]], some: Sequence[Projection] = projections, **more: Any
+    ) -> Iterator[Callable[[], None] | str]:
+        for P in (None, *some):
             net = MLP(in_features).to(device)
             how: dict[str, Any] = {"fused": True, **more}
             try:
@@ -198,7 +207,28 @@ def step_costs(projections: Sequence[Projection], in_features: int, rounds: int)
     if device == "cuda":
         graphs = in_turns("graph", *steps(graphed_step, capturable=True), device=device, rounds=rounds)
         rows = [row | graph for row, graph in zip(rows, graphs, strict=True)]
+    if device == "cuda" and importlib.util.find_spec("triton"):
+        some = [P for P in projections if P.name in IN_TRITON]
+        with triton_asked_for():
+            eager = in_turns("triton", *steps(training_step, some), device=device, rounds=rounds)
+            made = steps(graphed_step, some, capturable=True)
+            graphs = in_turns("triton_graph", *made, device=device, rounds=rounds)
+        for P, one, graph in zip(some, eager, graphs, strict=True):
+            rows[projections.index(P)] |= one | graph
     return rows
+
+
+@contextlib.contextmanager
+def triton_asked_for() -> Iterator[None]:
+    """Let the kernels in Triton compute what they can."""
+    before = os.environ.get(KERNELS)
+    os.environ[KERNELS] = "triton"
+    try:
+        yield
+    finally:
+        os.environ.pop(KERNELS)
+        if before is not None:
+            os.environ[KERNELS] = before
 
 
 def in_turns(
@@ -361,7 +391,7 @@ def in_words(row: Row) -> str:
         return f"{line}  refused: {row['refused']}"
     line += f"  forward {row['forward_ms']:9.3f} ms  adjoint {row['adjoint_ms']:9.3f} ms"
     line += f"  {row['bytes_per_weight']:8.1f} bytes a weight"
-    for name in ("step", "graph"):
+    for name in ("step", "graph", "triton", "triton_graph"):
         if f"{name}_ms" in row:
             line += f"  {name} {row[f'{name}_ms']:9.3f} ms, {row[f'{name}_over_direct']:.2f} times direct"
     return line

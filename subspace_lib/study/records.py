@@ -46,6 +46,10 @@ OTHER_COLUMNS: dict[str, Callable[[str], Any]] = {
     "bandwidth_share": float, "direct_ms": float, "step_over_direct": float, "build_peak": float, "threads": int,
     "refused": str, "graph_refused": str, "adjoint_share": float, "step_low": float, "step_high": float,
     "graph_direct_ms": float, "graph_ms": float, "graph_over_direct": float, "graph_low": float, "graph_high": float,
+    "triton_direct_ms": float, "triton_ms": float, "triton_over_direct": float, "triton_low": float,
+    "triton_high": float, "triton_refused": str, "triton_graph_direct_ms": float, "triton_graph_ms": float,
+    "triton_graph_over_direct": float, "triton_graph_low": float, "triton_graph_high": float,
+    "triton_graph_refused": str,
 }  # fmt: skip
 """Columns that only the published figures and the benchmark have."""
 

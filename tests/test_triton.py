@@ -1,0 +1,109 @@
+"""The kernels in Triton, where it is installed: right in its interpreter, and compiled for a GPU that is not there.
+
+On a machine without a GPU: `TRITON_INTERPRET=1 pytest tests/test_triton.py`. On a GPU test_cuda.py runs them.
+"""
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from subspace_lib import make_projection
+from subspace_lib.projections.kernels import in_triton
+from subspace_lib.study.benchmark import IN_TRITON, KERNELS, triton_asked_for
+
+needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
+interpreted = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="needs TRITON_INTERPRET=1")
+SIZES = [(1314, 70), (999, 7), (64, 64), (2050, 1025), (40, 1)]
+COMPILED = """
+import subprocess, sys, tempfile
+from pathlib import Path
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from subspace_lib.projections import triton_kernels
+
+ptxas = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
+types = dict.fromkeys(("count", "to_block", "to_row", "D", "d"), "i32") | {"entry": "*i32", "source": "*i64"}
+for name, sizes in {
+    "_one_hot_write": {"BLOCK": 1024}, "_one_hot_pull": {"BLOCK": 1024},
+    "_hadamard_write": {"bits": 13, "together": 2}, "_hadamard_pull": {"bits": 13, "together": 2},
+}.items():
+    kernel = getattr(triton_kernels, name)
+    signature = {one: "constexpr" if one in sizes else types.get(one, "*fp32") for one in kernel.arg_names}
+    constants = {(kernel.arg_names.index(one),): value for one, value in sizes.items()}
+    options = {"num_warps": 16 if "bits" in sizes else 4}
+    source = ASTSource(kernel, signature, constants)
+    ptx = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options).asm["ptx"]
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "kernel.ptx").write_text(ptx)
+        command = [ptxas, "-v", "--gpu-name=sm_90a", "kernel.ptx", "-o", "kernel.cubin"]
+        print(name, subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stderr)
+"""
+
+
+@pytest.fixture
+def in_interpreter(monkeypatch):
+    """Let the projections take their kernels on a CPU as well, where the interpreter runs them."""
+    from subspace_lib.projections import kernels, triton_kernels
+
+    monkeypatch.setattr(kernels, "in_triton", lambda *_: triton_kernels)
+    monkeypatch.setattr(kernels, "taking", lambda *_: None)
+
+
+@needs_triton
+@interpreted
+@pytest.mark.parametrize("name", IN_TRITON)
+@pytest.mark.parametrize(("D", "d"), SIZES)
+def test_products_are_PyTorchs(name, D, d, in_interpreter):
+    P = make_projection(name, D, d, seed=3)
+    generator = torch.Generator().manual_seed(0)
+    z, theta0, v = (torch.randn(size, generator=generator) for size in (d, D, D))
+    expected, pulled = theta0 + P(z), P.to_dense().T @ v
+    out = torch.full((D,), torch.nan)
+    P.write(theta0, z, out)
+    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(P.pull(v.clone()), pulled, rtol=1e-5, atol=1e-5)
+
+
+@needs_triton
+@interpreted
+@pytest.mark.parametrize("count", [16, 17])
+def test_blocks_side_by_side(count, monkeypatch):
+    """As a large D takes them: several blocks a program, the last one with fewer."""
+    from subspace_lib.projections import triton_kernels
+
+    monkeypatch.setattr(triton_kernels, "PROGRAMS", 2)
+    P = make_projection("hadamard", 64 * count, 64, seed=3)
+    [(found, n)] = P.groups
+    assert (found, n) == (count, 64) and triton_kernels._blocks(P.entries_0)[1][-1] == 8
+    z, theta0, v = torch.randn(64), torch.randn(64 * count), torch.randn(64 * count)
+    out, pulled = torch.full_like(theta0, torch.nan), torch.zeros(64)
+    triton_kernels.hadamard_write(theta0, z, *P._group(0), out)
+    triton_kernels.hadamard_pull(v, *P._group(0), pulled)
+    torch.testing.assert_close(out, theta0 + P(z), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(pulled, P.adjoint(v), rtol=1e-5, atol=1e-5)
+
+
+@needs_triton
+def test_they_compile_for_an_H100_without_spills():
+    plain = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    told = subprocess.run([sys.executable, "-c", COMPILED], env=plain, capture_output=True, text=True, check=False)
+    assert told.returncode == 0, told.stderr
+    print(told.stdout)
+    assert re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", told.stdout) == [("0", "0")] * 4
+
+
+def test_they_are_for_a_GPU_where_they_are_asked_for(monkeypatch):
+    monkeypatch.delenv(KERNELS, raising=False)
+    with triton_asked_for():
+        assert os.environ[KERNELS] == "triton"
+        assert in_triton(torch.zeros(3)) is None, "a CPU"
+        with pytest.raises(RuntimeError, match="within"), triton_asked_for():
+            raise RuntimeError("within")
+        assert os.environ[KERNELS] == "triton", "as it was before"
+    assert KERNELS not in os.environ
