@@ -165,6 +165,17 @@ def test_code_fits_the_column(path: Path) -> None:
     assert [line for line in lines if len(line) > 88] == []
 
 
+@pytest.mark.parametrize("path", sorted(BOOK.glob("*.ipynb")), ids=lambda path: path.stem)
+def test_outputs_that_are_tables_are_tables(path: Path) -> None:
+    """What is padded to a width when it is printed wants to be a column."""
+    for cell in cells_of(path, "code"):
+        printed = [c for c in ast.walk(ast.parse(cell["source"])) if isinstance(c, ast.Call)]
+        printed = [call for call in printed if ast.unparse(call.func) == "print"]
+        specs = [n.format_spec for c in printed for n in ast.walk(c) if isinstance(n, ast.FormattedValue)]
+        written = [ast.unparse(spec).strip("f'\"") for spec in specs if spec is not None]
+        assert [one for one in written if re.match(r"[<>^]?[1-9]", one)] == [], cell["id"]
+
+
 @pages
 def test_exercises(path: Path) -> None:
     exercises: list[list[Cell]] = []
@@ -258,3 +269,46 @@ def test_the_readme_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_page_on_own_models_shows_the_file_that_it_offers() -> None:
     [cell] = [cell for cell in cells_of(BOOK / "own_model.ipynb", "code") if cell["id"] == "measure"]
     assert cell["source"] == (BOOK / "_static" / "own_model.py").read_text(encoding="utf-8").strip()
+
+
+GREEK = "alpha|beta|gamma|delta|epsilon|eta|theta|kappa|lambda|mu|nu|nabla|pi|rho|sigma|tau|phi|varphi|chi|omega"
+GREEK_LETTER = re.compile(rf"\\((?:{GREEK})(?![A-Za-z])|(?:Gamma|Delta|Theta|Lambda|Pi|Sigma|Phi|Omega)(?![A-Za-z]))")
+
+
+def letters_in(text: str) -> set[str]:
+    """The letters of all formulas of a text; words within formulas are none."""
+    text = re.sub(r"(?ms)^```.*?^```|`[^`\n]*`", "", text)
+    found = set()
+    for displayed, inline in re.findall(r"(?s)\$\$(.*?)\$\$|\$([^$]+)\$", text):
+        formula = re.sub(r"\\(?:text|mathrm|operatorname|begin|end) *(?:\{[^}]*\}|\w)", "", displayed or inline)
+        formula = re.sub(r"\\mathbb *\{?\w\}?", "", formula)  # an expectation
+        found |= set(GREEK_LETTER.findall(formula)) | set(re.findall(r"[A-Za-z]", re.sub(r"\\[A-Za-z]+", " ", formula)))
+    return found
+
+
+def letters_of_notation() -> list[list[list[str]]]:
+    """The symbols of each row of each table of the page; the first section has no table."""
+    text = (BOOK / "notation.md").read_text(encoding="utf-8").partition("## Words")[0]
+    tables = (re.findall(r"(?m)^\| (\$.*?) \|", part) for part in text.split("\n## "))
+    return [[re.findall(r"\$[^$]+\$", row) for row in rows] for rows in tables]
+
+
+def test_a_letter_has_one_meaning_and_stands_in_the_notation() -> None:
+    _, everywhere, single, guest = letters_of_notation()
+    symbols = [symbol for row in everywhere + single for symbol in row]
+    assert [symbol for symbol, count in Counter(symbols).items() if count > 1] == []
+    own = {letter for symbol in symbols for letter in letters_in(symbol)}
+    guests = own | {letter for row in guest for symbol in row for letter in letters_in(symbol)}
+    for path in BOOK.glob("*.ipynb"):
+        figures = (cell["metadata"].get("mystnb", {}).get("figure", {}) for cell in cells_of(path))
+        text = "\n\n".join([prose_of(path), *(figure.get("caption", "") for figure in figures)])
+        unknown = letters_in(text) - (guests if path.stem.startswith("11") else own)
+        assert unknown == set(), f"letters of {path.name} that the page of notation lacks"
+    assert letters_in(r"$$\Theta_{ij} = \mathrm{kl}(q)$$ and $\nabla_z$, `$x$`") == {
+        "Theta",
+        "i",
+        "j",
+        "q",
+        "nabla",
+        "z",
+    }

@@ -6,6 +6,7 @@ The cells are taken from the notebooks and run in a smaller world, so that the p
 import ast
 import json
 import math
+import re
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -29,6 +30,8 @@ from subspace_lib import (
     make_projection,
 )
 from subspace_lib.intrinsic import crossing
+from subspace_lib.press.tables import Table
+from subspace_lib.study.benchmark import once
 
 BOOK = Path(__file__).resolve().parents[1] / "book"
 
@@ -52,6 +55,7 @@ def common() -> dict[str, Any]:
         "fit": fit,
         "MLP": MLP,
         "LeNet": LeNet,
+        "Table": Table,
     }
 
 
@@ -60,6 +64,13 @@ def source(number: str) -> dict[str, str]:
     """The cells of a chapter by their id."""
     [path] = BOOK.glob(f"{number}_*.ipynb")
     return {cell["id"]: "".join(cell["source"]) for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]}
+
+
+def python(number: str) -> list[str]:
+    """The code of a chapter, cell by cell."""
+    [path] = BOOK.glob(f"{number}_*.ipynb")
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
 
 
 def run(number: str, cells: str, names: dict[str, Any]) -> dict[str, Any]:
@@ -93,17 +104,21 @@ def chapter_02() -> dict[str, Any]:
     names = common() | {"make_projection": make_projection, "MatrixProjection": MatrixProjection, "diagnose": diagnose}
     names |= {"math": math, "plain": make_projection("hadamard", 2000, 20), "uneven": torch.diag(torch.arange(1.0, 21))}
     run("02", "three-measures checks", names)
-    [stretches] = [
-        node for node in ast.parse(source("02")["slide-lengths"]).body if "def stretches" in ast.unparse(node)
-    ]
-    exec(ast.unparse(stretches), names)
-    [reach_of] = [node for node in ast.parse(source("02")["reach-runs"]).body if "def reach_of" in ast.unparse(node)]
-    exec(ast.unparse(reach_of), names)
+    function_of("02", "slide-lengths", "stretches", names)
+    function_of("02", "reach-runs", "reach_of", names)
     return names
 
 
+def function_of(number: str, cell: str, name: str, names: dict[str, Any]) -> None:
+    """One function of a cell that does more."""
+    [found] = [node for node in ast.parse(source(number)[cell]).body if f"def {name}(" in ast.unparse(node)]
+    exec(ast.unparse(found), names)
+
+
 def chapter_04() -> dict[str, Any]:
-    return run("04", "loops checks", common() | {"diagnose": diagnose, "make_projection": make_projection})
+    names = common() | {"diagnose": diagnose, "make_projection": make_projection, "once": once}
+    names |= {"D": 1200, "d": 40, "entries": 40 * 35, "v": torch.randn(1200), "times": {"two_way": (0.1, 0.2)}}
+    return run("04", "loops timing checks", names)
 
 
 def chapter_05() -> dict[str, Any]:
@@ -114,6 +129,7 @@ def chapter_05() -> dict[str, Any]:
     names["tiny"] = Data(shrunk[0], shrunk[1])
     names["check_1"] = names["check_3"] = lambda answer: None  # the solutions stand below, among the right answers
     run("05", "solution-1 solution-3 small-net-run bases checks", names)
+    function_of("05", "spectrum", "singular_values", names)
 
     class TurnableMomentum(torch.optim.Optimizer):
         """Steps of a fixed length along the mean gradient: turns and stretches with the coordinates."""
@@ -178,9 +194,8 @@ RIGHT = [
     ("03", "check_3(Data(train=(data.train[0], data.train[1].roll(1)), val=(data.train[0], data.train[1].roll(1))))"),
     ("03", "check_3(Data(*[(data.train[0][:64], (data.train[1][:64] + 1) % 10)] * 2))"),
 ]
-SOLUTIONS = [(number, f"solution-{n}") for number in ("01", "02") for n in (1, 2, 3)]
+SOLUTIONS = [(number, f"solution-{n}") for number in ("01", "02", "04", "05") for n in (1, 2, 3)]
 SOLUTIONS += [("03", "code-21"), ("03", "code-23"), ("03", "code-25")]
-SOLUTIONS += [("04", "solution-1"), ("04", "solution-2"), ("05", "solution-1")]
 WRONG = [
     ("02", "check_1(400)"),
     ("02", "check_1(500)"),
@@ -258,3 +273,18 @@ def test_cells_that_a_reader_sees_hold_no_answer(number: str) -> None:
     for name, text in source(number).items():
         if name.startswith("exercise-") and "check_" in text:
             assert "None" in text and len(text.splitlines()) <= 8, name
+
+
+@pytest.mark.parametrize("number", WORLDS)
+def test_every_exercise_with_a_check_is_tried(number: str) -> None:
+    """Two right answers, two wrong ones and the solution; an open exercise has no check, and its solution is run."""
+    checks = [
+        node.name for text in python(number) for node in ast.parse(text).body if isinstance(node, ast.FunctionDef)
+    ]
+    checks = [name for name in checks if re.fullmatch(r"check_\d", name)]
+    assert len(checks) >= 3
+    for name in checks:
+        for answers in (RIGHT, WRONG):
+            assert sum(where == number and call.startswith(f"{name}(") for where, call in answers) >= 2, name
+    solved = [source(number)[solution] for where, solution in SOLUTIONS if where == number]
+    assert all(any(f"{name}(" in text for text in solved) for name in checks)

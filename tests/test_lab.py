@@ -337,6 +337,15 @@ class Visit:
     def accuracy(self, number: int = 0) -> float:
         return float(self.lab(number).get_attribute("data-accuracy"))
 
+    def checked(self) -> str:
+        """What the check of the exercise says now: right or wrong."""
+        exercise = self.lab().locator("details.exercise")
+        if exercise.get_attribute("open") is None:
+            exercise.locator("summary").click()
+        self.press("Check")
+        verdict: str = self.lab().get_attribute("data-check")
+        return verdict
+
 
 @pytest.fixture
 def visit(browser: Any, pages: Path) -> Iterator[Callable[..., Visit]]:
@@ -402,9 +411,7 @@ def test_more_directions_read_more(visit: Callable[..., Visit]) -> None:
         "[...document.querySelectorAll('.live polyline')].map(line => Math.max(...[...line.points].map(p => p.x)))"
     )
     assert len(corners) == 5 and max(corners) <= 350
-    opened.lab().locator("details.exercise summary").click()
-    opened.press("Check")
-    assert opened.lab().get_attribute("data-check") == "right"
+    assert opened.checked() == "right"
 
 
 def test_a_search_finds_the_crossing(visit: Callable[..., Visit]) -> None:
@@ -433,6 +440,71 @@ def test_crossings_are_those_of_the_library(visit: Callable[..., Visit], pages: 
         assert found == pytest.approx(expected) if np.isfinite(expected) else found is None
 
 
+def test_the_check_of_the_plane_wants_a_pair(visit: Callable[..., Visit]) -> None:
+    """Right with either kind trained first; wrong before any run, with one kind, with other dice, and at a small d."""
+
+    def train(way: str, seed: str = "0") -> str:
+        opened.lab().get_by_role("radio", name=way).check()
+        opened.choose("Dice (seed)", seed)
+        opened.press("Train")
+        opened.wait("done")
+        return opened.checked()
+
+    opened = visit("plane", "#lab=plane&v=1&d=500&epochs=2")
+    assert opened.checked() == "wrong"
+    assert train("A random plane") == "wrong"
+    assert train("Single weights", seed="1") == "wrong"
+    assert train("Single weights") == "right"
+    opened = visit("plane", "#lab=plane&v=1&d=100&epochs=2")
+    assert train("Single weights") == "wrong"
+    assert train("A random plane") == "right"
+    opened = visit("plane", "#lab=plane&v=1&d=50&epochs=2")
+    assert [train(way) for way in ("A random plane", "Single weights")] == ["wrong", "wrong"]
+
+
+@pytest.mark.parametrize("wrong", ["norm=4&factor=0.0625", "norm=4&factor=1", "norm=2&factor=0.5"])
+def test_the_check_of_the_spoiled_columns_refuses(wrong: str, visit: Callable[..., Visit]) -> None:
+    """The rate of the other optimiser, the same rate, and columns that are hardly spoiled."""
+    opened = visit("spoil", f"#lab=spoil&v=1&optimiser=adam&{wrong}&epochs=2")
+    assert opened.checked() == "wrong"
+    opened.press("Train")
+    opened.wait("done")
+    assert opened.checked() == "wrong"
+
+
+def test_the_check_of_the_search_asks_where_it_began(visit: Callable[..., Visit]) -> None:
+    opened = visit("dimension", "#lab=dimension&v=1&d=10&epochs=2&seeds=1")
+    assert opened.checked() == "wrong"
+
+    def search() -> str:
+        opened.press("Search for me")
+        opened.wait("done")
+        return opened.checked()
+
+    assert search() == "wrong"  # with a single run at each d
+    opened.choose("Runs at each d in a search", "3")
+    assert search() == "wrong"  # begun far away
+    found = float(opened.lab().get_attribute("data-d90"))
+    slider = opened.lab().get_by_label("d, directions")
+    for _ in range(100):
+        if int(re.sub(r"\D", "", slider.get_attribute("aria-valuetext"))) >= found:
+            break
+        slider.press("ArrowRight")
+    assert search() == "right"
+
+
+@pytest.mark.parametrize(
+    ("d", "bits", "verdict"), [(10, 8, "wrong"), (2000, 8, "wrong"), (200, 3, "right"), (300, 2, "right")]
+)
+def test_the_check_of_the_link_weighs_and_reads(d: int, bits: int, verdict: str, visit: Callable[..., Visit]) -> None:
+    """Too few directions, too many bytes, and two files that are small and good."""
+    opened = visit("link", f"#lab=link&v=1&d={d}&bits={bits}&epochs=10")
+    assert opened.checked() == "wrong"
+    opened.press("Train")
+    opened.wait("done")
+    assert opened.checked() == verdict, (opened.accuracy(), opened.lab().get_attribute("data-bytes"))
+
+
 @pytest.mark.parametrize(("optimiser", "factor"), [("adam", "1/4"), ("sgd", "1/16")])
 def test_a_converted_rate_makes_one_curve(optimiser: str, factor: str, visit: Callable[..., Visit]) -> None:
     share = {"1/4": 0.25, "1/16": 0.0625}[factor]
@@ -440,9 +512,7 @@ def test_a_converted_rate_makes_one_curve(optimiser: str, factor: str, visit: Ca
     opened.press("Train")
     opened.wait("done")
     assert opened.says().startswith("One curve")
-    opened.lab().locator("details.exercise summary").click()
-    opened.press("Check")
-    assert opened.lab().get_attribute("data-check") == "right"
+    assert opened.checked() == "right"
 
 
 def test_a_diverging_rate_ends_in_words(visit: Callable[..., Visit]) -> None:

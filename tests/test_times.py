@@ -1,7 +1,10 @@
 """The times that a page states: counted as a reader would, and near those that a reader took."""
 
+from pathlib import Path
+
 import pytest
 
+from subspace_lib.press import times
 from subspace_lib.press.times import EXERCISE_AND_QUIZ, PLACEHOLDER, Length, length_of, write_times
 
 
@@ -58,3 +61,10 @@ def test_the_rule_gives_the_times_that_a_student_took(low, high, words, lines, f
     """Chapters 01 to 10 of commit 84ff6dc: the minutes of a whole reading with one exercise, and what was counted."""
     minutes = Length(words, lines, 0, 0, figures, formulas).minutes + EXERCISE_AND_QUIZ
     assert 0.85 * low <= minutes <= 1.15 * high
+
+
+def test_contributing_states_the_rule():
+    text = " ".join((Path(__file__).resolve().parents[1] / "CONTRIBUTING.md").read_text(encoding="utf-8").split())
+    assert f"{times.WORDS} words of prose a minute, {times.LINES} lines of code, {times.FIGURES} figures" in text
+    assert f"and {times.FORMULAS} formulas within the text" in text
+    assert f"for one exercise and the quiz it adds {EXERCISE_AND_QUIZ} minutes" in text

@@ -9,6 +9,8 @@ from typing import Any
 
 PLACEHOLDER = "Time: computed when the book is built."
 """The line in a chapter's prerequisites that ``write_times`` replaces."""
+WORDS, LINES, FIGURES, FORMULAS = 100, 80, 2, 30
+"""How many a student reads in a minute: words of prose, lines of code, figures, formulas within the text."""
 EXERCISE_AND_QUIZ = 15
 """Minutes for one exercise, tried without its solution, and the quiz."""
 
@@ -42,11 +44,10 @@ class Length:
     def minutes(self) -> float:
         """Minutes to read the main path.
 
-        100 words a minute, 80 lines of code, half a minute a figure and two seconds a formula: with
-        ``EXERCISE_AND_QUIZ`` this stays within an eighth of the times that a student took for ten chapters of this
+        With ``EXERCISE_AND_QUIZ`` this stays within 15% of the times that a student took for ten chapters of this
         book (40 to 80 minutes).
         """
-        return self.words / 100 + self.lines / 80 + self.figures / 2 + self.formulas / 30
+        return self.words / WORDS + self.lines / LINES + self.figures / FIGURES + self.formulas / FORMULAS
 
 
 def length_of(notebook: Mapping[str, Any]) -> Length:
