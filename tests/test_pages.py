@@ -114,6 +114,7 @@ WITHOUT_SCRIPTS = """() => {
   return {
     hidden: failing('article img', image => !seen(image)),
     raw: failing('article .math', m => seen(m) && (!m.querySelector('math') || seen(m.querySelector('.tex')))),
+    colourless: failing('.bd-header-article', bar => getComputedStyle(bar).backgroundColor.endsWith(' 0)')),
     empty: failing('article details', d => d.innerText.length <= d.querySelector('summary').innerText.length),
   };
 }"""
@@ -297,7 +298,7 @@ def test_the_book_has_math_and_sliders(visits: dict[str, dict[str, Any]]) -> Non
 def test_figures_formulas_and_answers_are_there_without_javascript(name: str, browser: Any) -> None:
     page = browser.new_context(java_script_enabled=False).new_page()
     page.goto((HTML / name).as_uri(), wait_until="load")
-    assert page.evaluate(WITHOUT_SCRIPTS) == {"hidden": [], "raw": [], "empty": []}
+    assert page.evaluate(WITHOUT_SCRIPTS) == {"hidden": [], "raw": [], "colourless": [], "empty": []}
     page.context.close()
 
 

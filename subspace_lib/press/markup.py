@@ -10,7 +10,7 @@ from functools import cache
 KINDS = "predict-first|a-misconception|a-pitfall|exercise(?=-)|laboratory"
 TABLE = r'\s*((?:<div class="pst-scrollable-table-container">)?<table\b[^>]*'
 FORMULA = r'<span class="math [^>]*><span class="tex">[^<]*</span><noscript>(?:(?!</noscript>).)*</noscript></span>'
-PLAIN = "<noscript><style>.tex { display: none } div.math > noscript { flex: 1 }</style></noscript></head>"
+PLAIN = "<noscript><style>.tex { display: none } div.math { margin: 1em 0 } div.math > noscript { flex: 1 }</style></noscript></head>"
 
 
 def finish(page: str) -> str:
@@ -21,6 +21,7 @@ def finish(page: str) -> str:
     - Each formula stands there twice, as TeX and, where no script runs, as MathML; a comma after it stays with it.
     - Each of six kinds of sections is marked, so that it looks alike in every chapter: ``KINDS``, and *Deeper*.
     - What can be pressed is called what stands on it, and the column at the left is a region.
+    - Where no script runs, a page has the colours of the day.
     - A page that opens elsewhere is not told where its reader came from.
 
     Examples
@@ -42,6 +43,7 @@ def finish(page: str) -> str:
     page = page.replace(
         '<div class="bd-sidebar-primary', '<div role="region" aria-label="The book" class="bd-sidebar-primary'
     )
+    page = page.replace('data-theme="auto"', 'data-theme="light"', 1)  # until the theme's script says otherwise
     page = re.sub(r'target="_blank"(?![^>]*\brel=)', 'target="_blank" rel="noopener"', page)
     if page.count('id="search-input"') > 1:  # in the overlay of every page, and on the page that shows what was found
         page = page.replace('id="search-input"', 'id="search-overlay-input"', 1)
