@@ -178,7 +178,7 @@ def kill(make: Callable[[Path], Trial], times: int, draw: random.Random, folder:
         killed, amid = killed + lives, amid + (lives and 0 < len(trial.kept) < trial.whole)
         said = "killed" if lives else "ended by itself"
         print(f"{make.__name__} {killed}: {said}, {len(trial.kept)} of {trial.whole} finished", flush=True)
-        if not lives or killed == times:
+        if not lives or len(trial.kept) == trial.whole or killed == times:
             faults += trial.finish()
             rounds += 1
             trial = make(folder / f"{make.__name__}-{rounds}")
