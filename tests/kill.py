@@ -24,7 +24,12 @@ ROOT = Path(__file__).resolve().parents[1]
 TOKEN = "SUBSPACE_TRIAL"
 UNTIL_GONE = 10.0  # seconds
 EXPERIMENT, RUNS, CHAPTERS = "lr_small", 60, 10
-CHAPTER = "import numpy, time\ntime.sleep(0.5)\nprint(numpy.linalg.matrix_rank(numpy.ones((300, 300))), 'is the rank')"
+CHAPTER = """
+import tempfile, time, numpy
+tempfile.mkdtemp()
+time.sleep(0.5)
+print(numpy.linalg.matrix_rank(numpy.ones((300, 300))), "is the rank")
+"""
 BUILD = """
 import sys
 from pathlib import Path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import subprocess
 import tempfile
@@ -95,18 +96,21 @@ def execute(
     kernel.parent.mkdir(parents=True)
     argv = tied("ipykernel_launcher", "-f", "{connection_file}")
     kernel.write_text(json.dumps({"argv": argv, "display_name": "Python 3 (ipykernel)", "language": "python"}))
-    jupyter = {"JUPYTER_PATH": str(folder / "jupyter"), "JUPYTER_RUNTIME_DIR": str(folder / "runtime")}
+    temporary = Path(tempfile.mkdtemp(prefix="subspace-"))  # beside the others: paths of sockets have to be short
+    told = {**environment, **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(temporary))}
+    told |= {"JUPYTER_PATH": str(folder / "jupyter"), "JUPYTER_RUNTIME_DIR": str(folder / "runtime")}
     waiting, running = list(names), list[Run]()
-    try:
-        while waiting or running:
-            while waiting and len(running) < jobs:
-                running.append(_start(waiting.pop(0), book, folder, profile, {**environment, **jupyter}, limit))
-            time.sleep(0.1)
-            for run in [run for run in running if run.ended()]:
-                running.remove(run)
-                yield run
-    finally:
-        end(run.process for run in running)
+    with cleared(temporary):
+        try:
+            while waiting or running:
+                while waiting and len(running) < jobs:
+                    running.append(_start(waiting.pop(0), book, folder, profile, told, limit))
+                time.sleep(0.1)
+                for run in [run for run in running if run.ended()]:
+                    running.remove(run)
+                    yield run
+        finally:
+            end(run.process for run in running)
 
 
 def _start(name: str, book: Path, folder: Path, profile: str, environment: Mapping[str, str], limit: float) -> Run:
@@ -115,7 +119,7 @@ def _start(name: str, book: Path, folder: Path, profile: str, environment: Mappi
     chapter = book / f"{name}.ipynb"
     paths = (str(path).replace("{", "{{").replace("}", "}}") for path in (chapter, own / "executed.ipynb"))
     command = tied("papermill", *paths, "--no-progress-bar", "-k", "python3")  # which fills in what stands in braces
-    command += ["--cwd", str(chapter.parent), "-r", PARAMETER, profile]
+    command += ["--cwd", str(chapter.parent), "-r", PARAMETER, profile, "--start-timeout", str(math.ceil(limit))]
     told = {**environment, "SUBSPACE_LOADED": str(own / "loaded")}
     with (own / "log").open("wb") as output:
         process = start(command, told, output)
