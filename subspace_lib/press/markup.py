@@ -10,7 +10,8 @@ from functools import cache
 KINDS = "predict-first|a-misconception|a-pitfall|exercise(?=-)|laboratory"
 TABLE = r'\s*((?:<div class="pst-scrollable-table-container">)?<table\b[^>]*'
 FORMULA = r'<span class="math [^>]*><span class="tex">[^<]*</span><noscript>(?:(?!</noscript>).)*</noscript></span>'
-PLAIN = "<noscript><style>.tex { display: none } div.math { margin: 1em 0 } div.math > noscript { flex: 1 }</style></noscript></head>"
+MATHML = ".tex { display: none } div.math { margin: 1em 0 } div.math > noscript { flex: 1 }"
+PLAIN = f"<noscript><style>{MATHML}</style></noscript></head>"
 
 
 def finish(page: str) -> str:
