@@ -155,6 +155,8 @@ def still_page(page: str, address: str, names: Container[str]) -> str:
         drawing.attrs |= {"xmlns": "http://www.w3.org/2000/svg", "viewBox": drawing.attrs.pop("viewbox")}
     for details in soup.select("details[name]"):
         del details["name"]
+    for entry in soup.select("[role=doc-biblioentry]"):
+        entry["role"] = "listitem"
     for outer in soup.select("summary > p, p:has(> p, > ol, > ul)"):
         outer.name = "span" if outer.parent.name == "summary" else "div"
     for sheet in soup.select("link[rel=stylesheet]"):
