@@ -24,6 +24,7 @@ STYLE = """
 table { border-collapse: collapse; margin: 1em 0; font-size: .85em }
 caption { text-align: left; padding: .3em 0 }
 th, td { border: 1px solid; padding: .2em .5em; text-align: left; vertical-align: top }
+th[scope="row"] { font-weight: normal }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: .8em }
 img, svg { max-width: 100%; height: auto }
 svg .grid, svg polyline { fill: none; stroke: currentColor }
