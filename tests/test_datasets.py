@@ -267,13 +267,35 @@ def zip_of_junk(path):
             packed.writestr(f"{key}.npy", b"junk")
 
 
+def fill_a_folder(path):
+    path.unlink()
+    path.mkdir()
+    (path / "0.png").write_bytes(b"an image")
+
+
+def zip_of_images(path):
+    with zipfile.ZipFile(path, "w") as packed:
+        packed.writestr("train/0.png", b"an image")
+
+
 DAMAGES = {
     "empty": (lambda path: path.write_bytes(b""), ""),
     "text": (lambda path: path.write_text("404 not found"), ""),
     "truncated": (truncate, "BadZipFile"),
     "flipped": (flip_a_byte, "BadZipFile"),
+    "half an array": (lambda path: (save_npy(path), path.write_bytes(path.read_bytes()[:-9])), ""),
+}
+OF_OTHERS = {
     "npy": (save_npy, ""),
-    "no key": (repack(test_labels=lambda array: None), "test_labels"),
+    "folder": (fill_a_folder, "IsADirectoryError"),
+    "zip of images": (zip_of_images, "it holds train/0.png, and not train_images"),
+    "no member": (lambda path: zipfile.ZipFile(path, "w").close(), "it holds nothing, and not"),
+    "saved by torch": (lambda path: torch.save({"x": torch.zeros(3)}, path), "and not train_images"),
+    "other names": (
+        lambda path: np.savez(path, **{f"x_{key}": array for key, array in make_arrays("mnist").items()}),
+        "it holds x_train_images, x_train_labels, x_test_images, x_test_labels, and not",
+    ),
+    "no key": (repack(test_labels=lambda array: None), "and not test_labels"),
     "object images": (
         repack(train_images=lambda array: array.astype(object)),
         "pickled objects, which are never loaded",
@@ -282,7 +304,7 @@ DAMAGES = {
         repack(test_labels=lambda array: array.astype(object)),
         "pickled objects, which are never loaded",
     ),
-    "no arrays": (zip_of_junk, "reading magic string"),
+    "no arrays": (zip_of_junk, "reading magic string|and not"),
     "float images": (repack(train_images=lambda array: array / 255), "float64 and uint8, allowed uint8"),
     "long labels": (repack(test_labels=lambda array: array.astype(np.int64)), "test arrays are uint8 and int64"),
     "flat images": (repack(train_images=lambda array: array.reshape(len(array), -1)), r"\(50, 784\) and \(50,\)"),
@@ -310,14 +332,17 @@ def test_damaged_file_is_named_set_aside_and_fetched_again(damage, tmp_path, ser
     assert torch.equal(data.test[1], torch.from_numpy(make_arrays("mnist")["test_labels"]).long())
 
 
-def test_a_file_of_another_layout_is_left_under_its_name(tmp_path, server):
+@pytest.mark.parametrize("other", list(OF_OTHERS))
+def test_what_another_program_wrote_whole_is_left_under_its_name(other, tmp_path, server):
     path = tmp_path / "mnist.npz"
-    arrays = make_arrays("mnist")
-    np.savez(path, **{f"{'xy'['labels' in key]}_{key.split('_')[0]}": array for key, array in arrays.items()})
-    foreign = path.read_bytes()
-    with pytest.raises(ValueError, match="mnist.npz is whole, but holds x_test, x_train, y_test, y_train and not"):
+    np.savez(path, **make_arrays("mnist", seed=1))
+    make, words = OF_OTHERS[other]
+    make(path)
+    foreign = path.is_dir() or path.read_bytes()
+    with pytest.raises(ValueError, match=f"(?s)mnist.npz is whole, but no packed MNIST file .*{words}.*left as it is"):
         load_dataset("mnist", tmp_path)
-    assert files_in(tmp_path) == ["mnist.npz"] and path.read_bytes() == foreign and not server
+    assert files_in(tmp_path) == ["mnist.npz"] and not server
+    assert (path.is_dir() or path.read_bytes()) == foreign
 
 
 def test_absent_gpu_is_refused(tmp_path, monkeypatch):
@@ -367,7 +392,7 @@ def test_no_pickle_is_ever_loaded(tmp_path):
 
     bomb = np.array([Bomb()], dtype=object)
     np.savez(tmp_path / "mnist.npz", **{**make_arrays("mnist"), "train_images": bomb})
-    with pytest.warns(UserWarning, match="pickled objects, which are never loaded"):
+    with pytest.raises(ValueError, match="pickled objects, which are never loaded"):
         load_dataset("mnist", tmp_path)
     assert not (tmp_path / "exploded").exists()
 

@@ -148,10 +148,14 @@ def packed(**changes: Any) -> bytes:
 
 
 def outcome(path: Path) -> dict[str, Any] | None:
-    """The arrays of a packed file; None if it was set aside with a warning."""
+    """The arrays of a packed file; None if it was set aside with a warning, or left where it is as another's."""
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        arrays = datasets._read_or_set_aside(path, datasets.KNOWN["mnist"])
+        try:
+            arrays = datasets._read_or_set_aside(path, datasets.KNOWN["mnist"])
+        except ValueError as error:
+            assert "is whole, but no packed MNIST file" in str(error) and path.exists() and not said
+            return None
     assert (arrays is None) == any("is not a packed MNIST file" in str(one.message) for one in said)
     assert path.exists() == (arrays is not None)
     return arrays

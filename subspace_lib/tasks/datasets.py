@@ -138,32 +138,39 @@ def _decode_images(images: standins.Bytes, rows: Tensor, known: _Known, device: 
 def _read_or_set_aside(path: Path, known: _Known) -> Arrays | None:
     if not path.exists():
         return None
-    if members := _of_another_layout(path):
-        raise ValueError(
-            f"{path} is whole, but holds {', '.join(members)} and not {', '.join(KEYS)}; it is left as it is. "
-            "Move it, or give another folder as root= or SUBSPACE_DATA"
-        )
     try:
         return _read(path, known)
     except ValueError as error:
+        if _is_whole(path):
+            raise ValueError(
+                f"{path} is whole, but no packed {known.title} file ({error}); it is left as it is. Move it, give "
+                f"another folder as root= or SUBSPACE_DATA, or make it a file of the uint8 arrays {', '.join(KEYS)}"
+            ) from error
         warnings.warn(f"{path} is not a packed {known.title} file ({error}); {_set_aside(path)}", stacklevel=3)
         return None
 
 
-def _of_another_layout(path: Path) -> list[str]:
-    """The arrays of a whole packed file that has none of ours: another program's, which may want it back."""
+def _is_whole(path: Path) -> bool:
+    """Whether a file that is not ours is another program's, which may want it back: a folder, whole zip or array."""
+    if path.is_dir():
+        return True
     try:
-        with zipfile.ZipFile(path) as packed:
-            members = sorted(Path(name).stem for name in packed.namelist() if name.endswith(".npy"))
-            return members if not set(members) & set(KEYS) and packed.testzip() is None else []
-    except (zipfile.BadZipFile, OSError, RuntimeError, NotImplementedError, zlib.error):
-        return []
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as packed:
+                return packed.testzip() is None
+        return np.lib.format.open_memmap(path, mode="r").size >= 0
+    except (RuntimeError, NotImplementedError):  # a password, or a compression of others
+        return True
+    except (zipfile.BadZipFile, OSError, EOFError, ValueError, zlib.error):
+        return False
 
 
 def _read(path: Path, known: _Known) -> Arrays:
     """Read a packed file, or raise a ValueError that says what is wrong with it."""
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as packed:
+            if missing := [key for key in KEYS if key not in packed.files]:
+                raise ValueError(f"it holds {', '.join(packed.files[:9]) or 'nothing'}, and not {', '.join(missing)}")
             if (rows := max(_claimed_rows(packed, key) for key in KEYS)) > LARGEST:
                 raise ValueError(f"it claims to have {rows} rows, allowed up to {LARGEST}")
             arrays = {key: packed[key] for key in KEYS}
