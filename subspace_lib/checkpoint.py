@@ -115,11 +115,11 @@ def _rows(part: Any) -> int:
 
 
 def fill(name: str, buffer: Tensor, value: Tensor) -> None:
-    """Put a tensor of the file where it belongs, or say that it does not fit."""
+    """Put a tensor of the file where it belongs, in its own type, or say that it does not fit."""
     if buffer.shape != value.shape or buffer.is_floating_point() != value.is_floating_point():
         found, wanted = (f"{t.dtype} of shape {tuple(t.shape)}" for t in (value, buffer))
         raise CheckpointError(f"was saved from another architecture: {name!r} is {found} where this has {wanted}")
-    put(buffer, value.to(buffer))
+    put(buffer, value.to(buffer.device))
 
 
 def is_plain(value: object) -> bool:

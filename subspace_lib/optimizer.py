@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from operator import is_not
 from typing import Any
 
@@ -72,7 +72,6 @@ class SubspaceOptimizer(torch.optim.Optimizer):
         optimizer_class: Callable[..., torch.optim.Optimizer],
         **options: Any,
     ) -> None:
-        checks.function("optimizer_class", optimizer_class)
         weights = trained(net, P).values()
         self.net, self.P = net, P
         self.theta0 = flat(weights, P.dtype)
@@ -128,13 +127,21 @@ class SubspaceOptimizer(torch.optim.Optimizer):
         super().add_param_group(param_group)
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of the optimiser of z, z itself, and marks of P, theta0 and theta; the caller keeps the network."""
+        """The state of the optimiser of z, z itself, and marks of P, theta0 and theta; the caller keeps the network.
+
+        It looks like the state of an optimiser of the weights, the first of which holds all that belongs to z: that is
+        what ``torch.distributed.checkpoint`` keeps.
+        """
         for before in self._optimizer_state_dict_pre_hooks.values():
             before(self)
         self._hand_over()
         marks = {"P": probe(self.P), "theta0": fingerprint(self.theta0), "theta": fingerprint(self._expected())}
         self._inner.state = defaultdict(dict, {p: state for p, state in self.state.items() if p is self.z})
-        state = self._inner.state_dict() | {"z": self.z.detach(), "subspace": marks}
+        inner, own = self._inner.state_dict(), {"z": self.z.detach(), "subspace": marks}
+        places = range(len(self._weights))
+        of_weights: dict[int, Any] = {place: {} for place in places} | {0: inner["state"].get(0, {}) | own}
+        groups = [group | {"params": list(places)} for group in inner["param_groups"]]
+        state = inner | {"state": of_weights, "param_groups": groups} | own
         for after in self._optimizer_state_dict_post_hooks.values():
             state = after(self, state) or state
         return state
@@ -151,8 +158,7 @@ class SubspaceOptimizer(torch.optim.Optimizer):
         state = dict(checks.mapping("state_dict", state_dict))
         for before in self._optimizer_load_state_dict_pre_hooks.values():
             state = before(self, state) or state
-        if missing := {"z", "subspace", "state", "param_groups"} - state.keys():
-            raise ValueError(f"not the state of a SubspaceOptimizer: {sorted(missing)[0]!r} is missing in {[*state]}")
+        state = _gathered(state)
         z, marks = state.pop("z"), dict(checks.mapping("state_dict['subspace']", state.pop("subspace")))
         if missing := {"P", "theta0", "theta"} - marks.keys():
             raise ValueError(f"state_dict['subspace'] lacks the mark of {min(missing)}; use the state as it was saved")
@@ -207,30 +213,28 @@ class SubspaceOptimizer(torch.optim.Optimizer):
     def _attach(self) -> None:
         """Lay the weights into one theta, keep their values, and remember how the network looks."""
         self._parameters = dict(self.net.named_parameters())
-        for name, p in self._parameters.items():
-            if p.requires_grad and p.device.type == "cpu" and p.is_shared():
-                raise ValueError(
-                    f"the weight {name!r} lies in memory shared between processes, and would leave it; "
-                    "train a copy of the network, or share gradients instead, as DistributedDataParallel does"
-                )
+        self._check_memory()
         self._flags = [p.requires_grad for p in self._parameters.values()]
         self._weights = [p for p in self._parameters.values() if p.requires_grad]
         tables = [vars(m).get(name, {}) for m in self.net.modules() for name in ("_parameters", "_modules")]
         self._tables = [(table, list(table.values())) for table in tables]
         self._types = [p.dtype for p in self._weights]
-        sizes = [p.numel() for p in self._weights]
-        theta = flat(self._weights, self.P.dtype)
-        room = torch.cat([theta, theta.new_zeros(-len(theta) % 8)])  # a whole number of words of eight bytes
-        self._words, self._theta = room.view(torch.int64), room[: len(theta)]
-        self._gradient = torch.empty_like(theta)
-        self._rounded = []
-        for p, piece in zip(self._weights, self._theta.split(sizes), strict=True):
-            if p.dtype == self.P.dtype:
-                p.data = piece.view(p.shape)
-            else:
-                self._rounded.append((p.data, piece.view(p.shape)))
         self._places = [(p.shape, p.device) for p in self._weights]
-        self._pointers = [p.data_ptr() for p in self._weights]
+        self._theta = flat(self._weights, self.P.dtype)
+        self._gradient = torch.empty_like(self._theta)
+        pieces = self._theta.split([p.numel() for p in self._weights])
+        for p, piece in zip(self._weights, pieces, strict=True):
+            p.data = piece.view(p.shape).to(p.dtype)
+        self._laid = [p.data for p in self._weights]
+        self._rounded = [
+            (weight, piece.view_as(weight))
+            for weight, piece in zip(self._laid, pieces, strict=True)
+            if weight.dtype != piece.dtype
+        ]
+        memory = [self._theta, *(weight for weight, _ in self._rounded)]
+        self._written = [one.view(_BITS[one.itemsize]) for one in memory]
+        self._kept: list[Tensor] = []
+        self._holders: list[int] = []
 
     @torch.no_grad()
     def _expected(self) -> Tensor:
@@ -241,12 +245,21 @@ class SubspaceOptimizer(torch.optim.Optimizer):
         return torch.cat([piece.to(dtype).to(theta.dtype) for piece, dtype in pieces])
 
     def _write(self) -> None:
-        """Write theta0 + P z into the weights."""
+        """Write theta0 + P z into the weights, and keep on a CPU what was written, to compare.
+
+        A lazy copy costs nothing: before anybody writes to the weights, or gets hold of their memory, PyTorch gives
+        them memory of their own. Where somebody beside PyTorch might still hold it (NumPy), the copy is a real one.
+        """
+        holders = list(map(_holders, self._written))
+        self._holders = self._holders or holders
+        lazily = (self._kept and not self._moved()) or holders == self._holders
+        self._kept = []  # so that the weights are written where they are
         self.P.write(self.theta0, self.z.detach(), self._theta)
         for weight, piece in self._rounded:
             weight.copy_(piece)
         self._versions = [p._version for p in self._weights]
-        self._bits = self._sum_of_bits()
+        if self._theta.device.type == "cpu":
+            self._kept = [one._lazy_clone() if lazily else one.clone() for one in self._written]
 
     def _pull(self) -> None:
         """Compute z.grad from the gradients of the weights."""
@@ -298,11 +311,30 @@ class SubspaceOptimizer(torch.optim.Optimizer):
             self._take_in()
 
     def _changed(self) -> bool:
-        return (
-            [p._version for p in self._weights] != self._versions
-            or [p.data_ptr() for p in self._weights] != self._pointers
-            or not all(map(torch.equal, self._sum_of_bits(), self._bits))
-        )
+        """Whether the weights lie elsewhere or are not what was written; on a GPU, whether PyTorch counted a change."""
+        elsewhere, moved = list(map(_address, self._weights)) != list(map(_address, self._laid)), self._moved()
+        if elsewhere or moved:
+            self._check_memory()
+        if not self._kept:
+            return elsewhere or [p._version for p in self._weights] != self._versions
+        return elsewhere or any(not torch.equal(one, kept) for one, kept in moved)
+
+    def _moved(self) -> list[tuple[Tensor, Tensor]]:
+        """The memory of the weights, and what was written to it, where these are no longer one."""
+        return [
+            (one, kept) for one, kept in zip(self._written, self._kept, strict=False) if _address(one) != _address(kept)
+        ]
+
+    def _check_memory(self) -> None:
+        """Refuse weights that share memory with other processes, or have none."""
+        for name, p in self._parameters.items():
+            if p.requires_grad and p.device.type == "cpu" and p.is_shared():
+                raise ValueError(
+                    f"the weight {name!r} lies in memory shared between processes, and would leave it; "
+                    "train a copy of the network, or share gradients instead, as DistributedDataParallel does"
+                )
+            if p.requires_grad and p.untyped_storage().nbytes() < p.nbytes:
+                raise ValueError(f"the memory of the weight {name!r} was given away (resize_?); make a new network")
 
     def _take_in(self) -> None:
         """Move z to where the weights are now; refuse weights that no z can give."""
@@ -328,19 +360,16 @@ class SubspaceOptimizer(torch.optim.Optimizer):
                     "put them back, or make a new SubspaceOptimizer, whose theta0 they become"
                 )
             self.z.add_(dz)
-        self._attach()
+        for p, laid in zip(self._weights, self._laid, strict=True):
+            if _address(p) != _address(laid):
+                p.data = laid
         self._write()
-
-    def _sum_of_bits(self) -> list[Tensor]:
-        """Numbers for each piece of memory that change with it; none on a GPU, which would have to wait."""
-        if self._theta.device.type != "cpu":
-            return []
-        memory = [self._words, *(weight for weight, _ in self._rounded)]
-        return [part for words in memory for part in _sum_of_bits(words)]
 
 
 _FUSED = {Adam: getattr(torch, "_fused_adam_", None), AdamW: getattr(torch, "_fused_adamw_", None)}
 """What their fused steps end in; not public, so a test compares it with the whole step."""
+_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""Whole numbers of so many bytes: other than a nan, they are equal to themselves."""
 _MADE = "this SubspaceOptimizer was made"
 
 
@@ -351,7 +380,7 @@ def _of_z(
     options = {name: value.item() if isinstance(value, np.generic) else value for name, value in options.items()}
     kind = getattr(optimizer_class, "__name__", type(optimizer_class).__name__)
     try:
-        inner = optimizer_class([z], **options)
+        inner = optimizer_of([z], optimizer_class, options)
     except ValueError as error:
         raise ValueError(f"{kind} cannot be the optimiser of z, a vector of {len(z)} numbers: {error}") from error
     if callable(getattr(inner, "train", None)) and callable(getattr(inner, "eval", None)):
@@ -365,6 +394,30 @@ def _of_z(
         )
         raise ValueError(f"{kind} cannot be the optimiser of z: {why}; use torch.optim.Adam, say, as it is")
     return inner
+
+
+def optimizer_of(
+    parameters: list[Any], optimizer_class: Callable[..., torch.optim.Optimizer], options: dict[str, Any]
+) -> torch.optim.Optimizer:
+    """``optimizer_class(parameters, **options)``, if that is an optimiser.
+
+    Raises
+    ------
+    TypeError
+        If it is none, or needs something else to be made.
+    """
+    checks.function("optimizer_class", optimizer_class)
+    kind = getattr(optimizer_class, "__name__", type(optimizer_class).__name__)
+    try:
+        made: object = optimizer_class(parameters, **options)
+    except TypeError as error:
+        raise TypeError(
+            f"{kind} cannot be made of parameters and {', '.join(options) or 'nothing else'} ({error}); "
+            "pass functools.partial with what it needs, or a function that makes it"
+        ) from error
+    if not isinstance(made, torch.optim.Optimizer):
+        raise TypeError(f"optimizer_class must make an optimiser, but {kind} made a {type(made).__name__}")
+    return made
 
 
 def check_z(z: Tensor, P: Projection) -> None:
@@ -381,23 +434,36 @@ def probe(P: Projection) -> list[float]:
         return fingerprint(P(torch.arange(P.d, dtype=P.dtype, device=P.device).cos()))
 
 
+def _gathered(state: dict[str, Any]) -> dict[str, Any]:
+    """A state as that of z alone, what was kept of it with the first of the weights put to the rest."""
+    if missing := {"state", "param_groups"} - state.keys():
+        raise ValueError(f"not the state of a SubspaceOptimizer: {min(missing)!r} is missing in {[*state]}")
+    of_weights = checks.mapping("state_dict['state']", state["state"]).values()
+    of_z = next((dict(one) for one in of_weights if isinstance(one, Mapping) and one), {})
+    state = {name: of_z.pop(name) for name in ("z", "subspace") if name in of_z} | state
+    if missing := {"z", "subspace"} - state.keys():
+        raise ValueError(f"not the state of a SubspaceOptimizer: {min(missing)!r} is missing in {[*state]}")
+    groups = [{**group, "params": [0]} for group in state["param_groups"][:1]]
+    return state | {"state": {0: of_z} if of_z else {}, "param_groups": groups}
+
+
 def _numbers(group: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in group.items() if name != "params"}
 
 
+def _address(tensor: Tensor) -> int:
+    """Where the numbers of ``tensor`` lie, asked without asking to write there."""
+    address: int = torch._C._data_address(tensor)  # type: ignore[attr-defined]
+    return address
+
+
+def _holders(tensor: Tensor) -> int:
+    """How many tensors, or arrays, use the memory of ``tensor``."""
+    return torch._C._storage_Use_Count(tensor.untyped_storage()._cdata)
+
+
 def _distance(a: list[float], b: list[float]) -> float:
     return max(abs(x - y) for x, y in zip(a, b, strict=True))
-
-
-COLUMNS = 1021
-"""A prime number, so that rows of weights that change places change columns."""
-
-
-def _sum_of_bits(weight: Tensor) -> list[Tensor]:
-    """The bits of ``weight`` as whole numbers of eight bytes, summed in columns, and what is left over as it is."""
-    memory = weight.detach().reshape(-1).view(torch.uint8)
-    head = len(memory) // (8 * COLUMNS) * 8 * COLUMNS
-    return [memory[:head].view(torch.int64).view(-1, COLUMNS).sum(0), memory[head:].clone()]
 
 
 def _nearest(P: Projection, v: Tensor) -> Tensor:

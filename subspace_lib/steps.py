@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from subspace_lib import checks
 from subspace_lib.data import batches_of
 from subspace_lib.networks import Absent, put
+from subspace_lib.optimizer import optimizer_of
 from subspace_lib.products import Products
 from subspace_lib.subspace import SubspaceModel
 
@@ -27,6 +28,10 @@ Measure = Callable[[Any, Tensor], Any]
 State = dict[str, Tensor]
 
 _CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
+_NO_CLOSURE = (
+    "{} evaluates the loss several times a step, which fit does not; give its "
+    "step a closure in a loop of your own, where SubspaceOptimizer takes one as well"
+)
 _OPTIONAL = inspect.Parameter("closure", inspect.Parameter.KEYWORD_ONLY, default=None)
 
 
@@ -67,10 +72,7 @@ class Runs(ABC):
                 raise ValueError(f"{type(loss).__name__} has weights of its own, which nothing trains; freeze them")
             inner = getattr(optimizer, "_inner", optimizer)
             if inspect.signature(inner.step).parameters.get("closure", _OPTIONAL).default is inspect.Parameter.empty:
-                raise ValueError(
-                    f"{type(inner).__name__} evaluates the loss several times a step, which fit does not; give its "
-                    "step a closure in a loop of your own, where SubspaceOptimizer takes one as well"
-                )
+                raise ValueError(_NO_CLOSURE.format(_name(optimizer)))
             self.optimizer = optimizer
             self.rates = [group["lr"] for group in optimizer.param_groups]
 
@@ -97,7 +99,12 @@ class Runs(ABC):
         """One step of every run on one batch; gives the loss of each."""
         losses = self.each(self.loss, inputs, targets)
         self.pull(losses)
-        self.optimizer.step()
+        try:
+            self.optimizer.step()
+        except (AssertionError, TypeError) as error:
+            if isinstance(error, AssertionError) or any(word in str(error) for word in ("closure", "NoneType")):
+                raise ValueError(f"{_NO_CLOSURE.format(_name(self.optimizer))} (it says: {error})") from error
+            raise
         return losses.detach()
 
     def set_rate(self, share: float) -> None:
@@ -229,8 +236,8 @@ class SideBySide(Runs):
         rates: Sequence[float],
     ) -> None:
         groups = [{"params": [model.z], "lr": rate} for model, rate in zip(models, rates, strict=True)]
-        checks.function("optimizer_class", optimizer_class)
-        optimizer = optimizer_class(groups, lr=rates[0], **fused(optimizer_class, [model.z for model in models]))
+        options = {"lr": rates[0], **fused(optimizer_class, [model.z for model in models])}
+        optimizer = optimizer_of(groups, optimizer_class, options)
         super().__init__(copy.deepcopy(models[0].net), loss, metric, optimizer)
         self.models, self.count = models, len(models)
         self.theta0 = torch.stack([model.theta0 for model in models])
@@ -332,6 +339,10 @@ def fused(optimizer_class: Callable[..., torch.optim.Optimizer], parameters: Ite
     """The keyword that makes an optimiser one operation, where it has one."""
     has_one = optimizer_class in (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
     return {"fused": True} if has_one and all(p.is_floating_point() for p in parameters) else {}
+
+
+def _name(optimizer: torch.optim.Optimizer) -> str:
+    return type(getattr(optimizer, "_inner", optimizer)).__name__
 
 
 def is_cross_entropy(loss: Measure) -> bool:

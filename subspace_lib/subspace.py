@@ -329,10 +329,10 @@ class SubspaceModel(nn.Module):
         if about["theta0_seed"] is not None:
             model._drawn_from(about["theta0_seed"])
         if (theta0 := tensors.pop("theta0", None)) is not None:
-            checkpoint.fill("theta0", model.theta0, theta0)
+            checkpoint.fill("theta0", model.theta0, theta0.to(model.theta0.dtype))
         if not same_fingerprint(about["theta0"], fingerprint(model.theta0)):
             raise CheckpointError(f"cannot be rebuilt: theta0 {_NOT_THE_SAME}")
-        checkpoint.fill("z", model.z.data, tensors.pop("z"))
+        checkpoint.fill("z", model.z.data, tensors.pop("z").to(model.z.dtype))
         model._take_beside(about, tensors)
         return model
 

@@ -16,6 +16,7 @@ from subspace_lib import checks
 from subspace_lib.data import Data
 from subspace_lib.loop import History, Loop, Schedule
 from subspace_lib.memory import explained_when_full
+from subspace_lib.optimizer import optimizer_of
 from subspace_lib.products import Products
 from subspace_lib.steps import Measure, One, OneFactored, OneSubspace, Runs, SideBySide, accuracy, fused
 from subspace_lib.subspace import SubspaceModel, count_parameters
@@ -123,15 +124,14 @@ def fit(
     parameters = [p for p in model.to(loop.device(model)).parameters() if p.requires_grad]
     options: dict[str, Any] = {"lr": (lr := checks.positive("lr", lr)), **fused(optimizer_class, parameters)}
     runs: Runs
-    checks.function("optimizer_class", optimizer_class)
     if not isinstance(model, SubspaceModel):
-        runs = One(model, loss, metric, optimizer_class(parameters, **options))
+        runs = One(model, loss, metric, optimizer_of(parameters, optimizer_class, options))
     elif model.factoring is None:
         runs = OneSubspace(model, loss, metric, optimizer_class, **options)
     else:
         products = Products(model, data)
         loop.data = products.data
-        runs = OneFactored(products, loss, metric, optimizer_class(parameters, **options))
+        runs = OneFactored(products, loss, metric, optimizer_of(parameters, optimizer_class, options))
     (history,) = loop.run(runs)
     if history.diverged:
         losses = {"training": history.train_loss[-1:], "validation": history.val_loss[-1:]}

@@ -25,15 +25,25 @@ def try_out(runs: Runs, data: Data, batch_size: int) -> None:
         If inputs, outputs, targets and loss do not fit together, or the network cannot take the last batch, or be run
         side by side.
     """
-    last = len(data.train[1]) % batch_size or batch_size if is_pair(data.train) else 2
-    inputs, targets = (rows[:2].to(device_of(runs.net)) for rows in first_batch(data.train, min(last, 2)))
+    last = len(data.train[1]) % batch_size or batch_size if is_pair(data.train) else batch_size
+    inputs, targets = first_batch(data.train, last)
+    try:
+        _try_batch(runs, data, batch_size, inputs[:2], targets[:2])
+    except ValueError as error:
+        if len(targets) <= 2 or not isinstance(error.__cause__, RuntimeError):
+            raise
+        _try_batch(runs, data, batch_size, inputs, targets)  # the network may be made for so many rows
+
+
+def _try_batch(runs: Runs, data: Data, batch_size: int, inputs: Tensor, targets: Tensor) -> None:
+    device = device_of(runs.net)
+    inputs, targets = inputs.to(device), targets.to(device)
     states = [runs.state(i) for i in range(runs.count)]
-    devices = [inputs.device] if inputs.device.type == "cuda" else []
     try:
         with (
             modes_kept(runs.net),
-            torch.random.fork_rng(devices=devices),
-            explained(runs, "a batch that was tried", batch_size),
+            torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+            explained(runs, f"a batch of {len(targets)} that was tried", batch_size),
         ):
             runs.train()
             runs.optimizer.zero_grad()

@@ -1,9 +1,14 @@
 """Nothing goes wrong in silence: changes of a network and odd inputs that others' code brings are noticed, or right."""
 
+import copy
+import io
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.distributed import checkpoint
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
 from subspace_lib import (
     Data,
@@ -179,3 +184,182 @@ class ScheduleFree(torch.optim.SGD):
 def test_an_optimiser_that_changes_weights_between_steps_is_refused():
     with pytest.raises(ValueError, match=r"ScheduleFree cannot be the optimiser of z: its train\(\) and eval\(\)"):
         setting(ScheduleFree)
+
+
+def through_numpy(net):
+    net[0].weight.detach().numpy()[1, 2] = 5.0
+
+
+def through_dlpack(net):
+    torch.from_dlpack(net[0].weight.detach())[1, 2] = 5.0
+
+
+def through_storage(net):
+    net[0].weight.untyped_storage().fill_(1)
+
+
+def by_foreach(net):
+    torch._foreach_mul_([p.data for p in net.parameters()], 2.0)
+
+
+def by_vector(net):
+    nn.utils.vector_to_parameters(torch.ones(99), net.parameters())
+
+
+def by_out(net):
+    torch.ones(4, 20, out=net[0].weight.data)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize(
+    "change", [through_numpy, through_dlpack, through_storage, by_foreach, by_vector, by_out], ids=lambda f: f.__name__
+)
+def test_whoever_writes_to_the_weights_is_noticed(change, dtype):
+    net, optimizer = setting(net=net_of().to(dtype))
+    for p in net.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    change(net)
+    with pytest.raises(ValueError, match="the weights were changed since the last step|were moved or replaced"):
+        optimizer.step()
+
+
+def is_lazy(net, optimizer):
+    return [torch._C._data_address(one) for one in optimizer._kept] == [torch._C._data_address(net[0].weight)]
+
+
+def test_what_was_written_is_kept_without_a_copy_until_somebody_takes_hold_of_it():
+    """Lazy copies are not public; if they change, this fails, or the tests of what is noticed do."""
+    net, optimizer = setting()
+
+    def step():
+        F.cross_entropy(net(X), Y).backward()
+        optimizer.step()
+
+    step()
+    assert is_lazy(net, optimizer)
+    F.cross_entropy(net(X), Y).backward()
+    [p.norm() for p in net.parameters()], net.state_dict(), copy.deepcopy(net)
+    assert is_lazy(net, optimizer)
+    torch.save(net.state_dict(), io.BytesIO())
+    assert not is_lazy(net, optimizer)
+    step()
+    assert is_lazy(net, optimizer)
+    array, at = net[0].weight.detach().numpy(), torch._C._data_address(net[0].weight)
+    for _ in range(3):
+        step()
+        assert not is_lazy(net, optimizer) and torch._C._data_address(net[0].weight) == at
+        assert torch.equal(torch.from_numpy(array), net[0].weight)
+    for _ in range(2):
+        before = array[1, 2]
+        array[1, 2] = 5.0
+        with pytest.raises(ValueError, match="the weights were changed"):
+            step()
+        array[1, 2] = before
+        step()
+    del array
+    step()
+    assert is_lazy(net, optimizer)
+
+
+def test_weights_that_are_not_numbers_are_not_taken_for_changed():
+    net, optimizer = setting()
+    array = net[0].weight.detach().numpy()
+    for _ in range(3):
+        for p in net.parameters():
+            p.grad = torch.full_like(p, torch.nan)
+        optimizer.step()
+    assert torch.isnan(torch.from_numpy(array)).all() and not is_lazy(net, optimizer)
+
+
+def test_weights_whose_memory_was_given_away_are_refused():
+    net, optimizer = setting()
+    F.cross_entropy(net(X), Y).backward()
+    net[0].weight.untyped_storage().resize_(0)
+    with pytest.raises(ValueError, match="the memory of the weight '0.weight' was given away"):
+        optimizer.step()
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+@pytest.mark.parametrize("optimizer_class", [torch.optim.Adam, torch.optim.SGD])
+def test_a_distributed_checkpoint_keeps_z(optimizer_class, tmp_path):
+    def states(net, optimizer):
+        return dict(zip(("net", "optimizer"), get_state_dict(net, optimizer), strict=True))
+
+    def step(net, optimizer):
+        optimizer.zero_grad()
+        F.cross_entropy(net(X), Y).backward()
+        optimizer.step()
+
+    first, again = setting(optimizer_class), setting(optimizer_class)
+    for _ in range(3):
+        step(*first)
+    checkpoint.save(states(*first), checkpoint_id=tmp_path, no_dist=True)
+    found = states(*again)
+    checkpoint.load(found, checkpoint_id=tmp_path, no_dist=True)
+    set_state_dict(*again, model_state_dict=found["net"], optim_state_dict=found["optimizer"])
+    assert torch.equal(again[1].z, first[1].z) and again[1].z.norm() > 0
+    step(*first)
+    step(*again)
+    assert torch.equal(again[0][0].weight, first[0][0].weight)
+
+
+class NeedsMore(torch.optim.SGD):
+    def __init__(self, params, base, lr):
+        super().__init__(params, lr=lr)
+
+
+class NeedsAClosure(torch.optim.SGD):
+    def step(self, closure=None):
+        assert closure is not None, "sharpness-aware minimisation requires a closure"
+
+
+@pytest.mark.parametrize(
+    ("optimizer_class", "words"),
+    [
+        (Sharpness, "Sharpness evaluates the loss several times a step"),
+        (NeedsAClosure, "NeedsAClosure evaluates the loss several times a step"),
+        (NeedsMore, r"NeedsMore cannot be made of parameters and lr.*'base'.*functools.partial"),
+        (lambda parameters, lr: None, "optimizer_class must make an optimiser, but <lambda> made a NoneType"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["net", "model", "many"])
+def test_optimisers_that_fit_cannot_use_are_refused(optimizer_class, words, kind):
+    models = [SubspaceModel(net_of(), make_projection("one_hot", 99, 9)) for _ in range(2)]
+    options = {"epochs": 1, "lr": 0.1, "batch_size": 16, "optimizer_class": optimizer_class}
+    with pytest.raises((TypeError, ValueError), match=words):
+        if kind == "many":
+            fit_many(models, Data((X, Y), None), **options)
+        else:
+            fit(net_of() if kind == "net" else models[0], Data((X, Y), None), **options)
+
+
+class OfSixteen(nn.Linear):
+    def forward(self, x):
+        return super().forward(x).view(16, 3) + torch.zeros(16, 3)
+
+
+@pytest.mark.parametrize("loader", [False, True])
+def test_a_network_made_for_one_size_of_batch_is_trained(loader):
+    batches = list(zip(X.split(16), Y.split(16), strict=True))
+    train = batches if loader else (X, Y)
+    history = fit(OfSixteen(20, 3), Data(train, batches), epochs=2, lr=0.1, batch_size=16)
+    assert history.train_loss[1] < history.train_loss[0]
+    with pytest.raises(ValueError, match="a batch of 15 that was tried does not go through"):
+        fit(OfSixteen(20, 3), Data((X[:63], Y[:63]), batches), epochs=2, lr=0.1, batch_size=16)
+
+
+def test_a_buffer_keeps_its_type_in_a_file(tmp_path):
+    def make(dtype=torch.float32):
+        net = net_of()
+        net.register_buffer("scale", torch.tensor(0.1, dtype=dtype))
+        net.register_buffer("count", torch.tensor(1, dtype=torch.int32))
+        return net
+
+    model = SubspaceModel.from_seed(make, make_projection("one_hot", 99, 9), 0)
+    model.net.scale, model.net.count = torch.tensor(0.3, dtype=torch.float64), torch.tensor(2**40)
+    model.save(tmp_path / "file")
+    again = SubspaceModel.load(tmp_path / "file", make)
+    for name in ("scale", "count"):
+        assert torch.equal(again.net.get_buffer(name), model.net.get_buffer(name))
+        assert again.net.get_buffer(name).dtype == model.net.get_buffer(name).dtype
