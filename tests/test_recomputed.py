@@ -224,6 +224,32 @@ def test_small_networks_against_projected_ones(found, small, own, name):
             assert found[claim] == pytest.approx(interval(gains), rel=1e-5)
 
 
+def test_adapters_at_equal_numbers_trained(found):
+    rows = read("finetune_adapters")
+    other_seeds = {(row["model_options"], row["d"], row["lr"]) for row in rows if row["seed"] == "2"}
+
+    def tested(d, projection, kind):
+        """The one setting of three seeds, in their order."""
+        fits = [
+            row
+            for row in rows
+            if (row["d"], row["projection"]) == (str(d), projection)
+            and json.loads(row["model_options"]).get("adapter", {}).get("kind") == kind
+            and (row["model_options"], row["d"], row["lr"]) in other_seeds
+        ]
+        assert [row["seed"] for row in fits] == ["0", "1", "2"]
+        return np.array([float(row["test_accuracy"]) for row in fits])
+
+    here = {
+        "LoRA-XS above one_hot, 200": tested(200, "none", "lora_xs") - tested(200, "one_hot", None),
+        "Uni-LoRA above one_hot, 200": tested(200, "one_hot", "lora") - tested(200, "one_hot", None),
+        "one_hot above Uni-LoRA, 1,194": tested(1194, "one_hot", None) - tested(1194, "one_hot", "lora"),
+        "Uni-LoRA above LoRA of rank 1, 1,194": tested(1194, "one_hot", "lora") - tested(1194, "none", "lora"),
+    }
+    for claim, differences in here.items():
+        assert found[f"{claim} numbers, turned digits"] == pytest.approx(interval(differences), abs=1e-6)
+
+
 def test_the_readme_holds_both_tables_as_they_are_now():
     from subspace_lib.study.findings import PARTS, parts
 

@@ -16,7 +16,7 @@ from subspace_lib.files import write_text
 from subspace_lib.intrinsic import crossing, increasing
 from subspace_lib.study.claims import Comparison, compare, of_differences
 from subspace_lib.study.experiments import EXPERIMENTS, experiment
-from subspace_lib.study.records import DATA, Spec, curves, results
+from subspace_lib.study.records import DATA, Spec, at_best_rate, curves, results
 from subspace_lib.study.scorecard import pooling_effect
 from subspace_lib.tasks.profiles import get_profile
 
@@ -35,7 +35,7 @@ Finding = tuple[str, Comparison]
 
 def findings(folder: Path = DATA / "results") -> list[Finding]:
     """Each claim, in words that hold where its verdict is "ahead", and what the paired runs say."""
-    parts = (_corners, _families, _single_weights, _layers, _shapes, _small_networks)
+    parts = (_corners, _families, _single_weights, _layers, _shapes, _small_networks, _adapters)
     return [finding for part in parts for finding in part(folder)]
 
 
@@ -154,6 +154,21 @@ def _small_networks(folder: Path) -> Iterator[Finding]:
                     f"the {which} small network above the projected LeNet, {dataset}, {low:,} to {high:,} weights",
                     of_differences([of(one) for one in here]),
                 )
+
+
+def _adapters(folder: Path) -> Iterator[Finding]:
+    kinds: dict[tuple[str, int], list[Row]] = {}
+    for (_, options, d), rows in at_best_rate("finetune_adapters", folder).items():
+        kind = json.loads(options).get("adapter", {"kind": "one_hot"})["kind"]
+        kinds["unilora" if kind == "lora" and rows[0]["projection"] == "one_hot" else kind, d] = rows
+    if kinds:
+        for claim, one, other in (
+            ("LoRA-XS above one_hot, 200 numbers", ("lora_xs", 200), ("one_hot", 200)),
+            ("Uni-LoRA above one_hot, 200 numbers", ("unilora", 200), ("one_hot", 200)),
+            ("one_hot above Uni-LoRA, 1,194 numbers", ("one_hot", 1194), ("unilora", 1194)),
+            ("Uni-LoRA above LoRA of rank 1, 1,194 numbers", ("unilora", 1194), ("lora", 1194)),
+        ):
+            yield f"{claim}, turned digits", compare(kinds[one], kinds[other], quantity="test_accuracy")
 
 
 def small_leads(experiment: str, folder: Path = DATA / "results") -> dict[int, list[tuple[int, float]]]:

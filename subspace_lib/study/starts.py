@@ -191,7 +191,7 @@ class LoRA(nn.Module):
     def __init__(self, matrix: Tensor, rank: int) -> None:
         super().__init__()
         self.B = nn.Parameter(matrix.new_zeros(len(matrix), rank))
-        self.A = nn.Parameter(torch.randn(rank, matrix.shape[1]) / matrix.shape[1] ** 0.5)
+        self.A = nn.Parameter(torch.randn(rank, matrix.shape[1]).to(matrix) / matrix.shape[1] ** 0.5)
 
     def change(self) -> Tensor:
         """What is added to W."""
