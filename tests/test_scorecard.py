@@ -58,19 +58,6 @@ def test_the_verdict_follows_the_mean_and_the_tolerance(folder, ours, verdict):
     assert row["below"] == sum(value < 0.9284 for value in ours) / 2
 
 
-@pytest.mark.parametrize(
-    ("ours", "verdict"), [((0.5, 0.99), "replicates"), ((0.5, 0.51), "lower"), ((0.98, 0.99), "better")]
-)
-def test_a_single_network_is_judged_by_the_range_of_the_crowd(folder, ours, verdict):
-    [small] = [row for row in published(source="minut2023", experiment="fig8") if row["D"] == 261]
-    assert 0.51 < small["value"] < 0.98
-    crowd = [{"model": "small_lenet", "projection": "none", "D": 261, "val_accuracy": value} for value in ours]
-    put(folder, "f8", crowd)
-    [row] = [row for row in scorecard(folder) if row["figure"] == "fig8" and row["d"] == 261]
-    assert row["verdict"] == verdict
-    assert row["difference"] == pytest.approx(sum(ours) / 2 - small["value"])
-
-
 def test_splits_variants_and_small_networks_find_their_runs(folder):
     split = json.dumps({"split": [12, 25, 75, 25, 13]})
     put(folder, "split", [{"d": 150, "val_accuracy": 0.86, "options": split}, {"d": 150, "val_accuracy": 0.1}])

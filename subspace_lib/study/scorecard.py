@@ -24,9 +24,6 @@ RULE_DATE = "2026-11-24T09:50:49+00:00"
 SAME_SIZE = 1.15
 """Small networks are compared with those of ours whose D differs by at most this factor."""
 
-SINGLE = ("fig8", "fig9")
-"""Figures of which each point is one small network, beside a crowd of ours."""
-
 FIXED_BASELINE = {"mnist": 1.0, "cifar10": 0.5}
 """The fixed baselines of li2018."""
 
@@ -37,8 +34,7 @@ def scorecard(folder: Path = DATA) -> list[Row]:
     """Every accuracy that the study published, beside ours.
 
     A figure **replicates** if the mean of our seeds lies within ``TOLERANCE`` of it, is **better** if ours lies
-    above that, **lower** if below, and **not run** where there is no table. A single network (``SINGLE``) has no mean
-    of its like: it replicates if it lies within the range of ours, from the lowest to the highest.
+    above that, **lower** if below, and **not run** where there is no table.
 
     Returns
     -------
@@ -230,11 +226,8 @@ def _compare(row: Row, runs: list[Row]) -> Row:
         nothing = dict.fromkeys(("ours", "lowest", "highest", "below", "difference"))
         return compared | nothing | {"verdict": "not run"}
     difference = fmean(ours) - row["value"]
-    if row["experiment"] in SINGLE:
-        higher, lower = min(ours) > row["value"], max(ours) < row["value"]
-    else:
-        higher, lower = difference > TOLERANCE[row["dataset"]], difference < -TOLERANCE[row["dataset"]]
-    verdict = "better" if higher else "lower" if lower else "replicates"
+    tolerance = TOLERANCE[row["dataset"]]
+    verdict = "replicates" if abs(difference) <= tolerance else "better" if difference > 0 else "lower"
     below = sum(one < row["value"] for one in ours) / len(ours)
     numbers = {"ours": fmean(ours), "lowest": min(ours), "highest": max(ours), "below": below}
     return compared | numbers | {"difference": difference, "verdict": verdict}
