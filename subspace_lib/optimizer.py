@@ -268,7 +268,7 @@ class SubspaceOptimizer(torch.optim.Optimizer):
                 "no weight has a gradient, so there is no step to take; call loss.backward() before step()"
             )
         pieces = [(torch.zeros_like(p) if p.grad is None else dense(p.grad)).reshape(-1) for p in self._weights]
-        self.z.grad = self.P.pull(torch.cat(pieces, out=self._gradient))
+        self.z.grad = self.P.pull_pieces(pieces, self._gradient)
 
     def _move(self) -> Any:
         """A step of the optimiser of z; fused Adam's by the one operation in which it ends, without the way there."""

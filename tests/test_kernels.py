@@ -80,6 +80,20 @@ def test_kernels_compute_what_pytorch_computes(name, threads):
 
 
 @linux
+@families
+@pytest.mark.parametrize("gaps", [False, True])
+def test_gradients_in_pieces(name, gaps):
+    """Read where they lie, or put together where a kernel cannot read them."""
+    P, v, found = make(name, 40_001, 70), normal(2 * 40_001)[:: 1 + gaps][:40_001], []
+    pieces = v.split([40_000 - 77, 0, 78])
+    path = kernels.path_of(lambda: found.append(P.pull_pieces(pieces, torch.empty(40_001))))
+    assert path == "C kernels"
+    torch.testing.assert_close(found[0], P.adjoint(v), rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match=r"v must have shape \(40001,\)"):
+        P.pull_pieces(pieces[:2], torch.empty(40_000 - 77))
+
+
+@linux
 def test_sparse_in_several_blocks_both_ways_and_too_large_a_one(monkeypatch):
     P, z, v = make("sparse", 40_001, 33_000, density=1e-4), normal(33_000), normal(40_001, seed=1)
     for path in ("C kernels", "PyTorch"):
@@ -111,8 +125,9 @@ def test_what_they_do_not_take_is_left_to_pytorch(name):
 
 @linux
 @families
-def test_thirty_steps_end_where_pytorchs_end(name, fresh, monkeypatch):
-    """With a block of another family beside it, at sizes for several threads."""
+@pytest.mark.parametrize("alone", [True, False])
+def test_thirty_steps_end_where_pytorchs_end(name, alone, fresh, monkeypatch):
+    """Alone and with a block of another family beside it, at sizes for several threads."""
 
     def train():
         kernels.loaded.cache_clear()
@@ -120,6 +135,7 @@ def test_thirty_steps_end_where_pytorchs_end(name, fresh, monkeypatch):
         net = MLP(300)
         hidden, rest = 301 * 200, count_parameters(net) - 301 * 200
         P = LayerwiseProjection([make(name, hidden, 400), 0.5 * make("one_hot", rest, 30)])
+        P = make(name, P.D, 430) if alone else P
         optimizer = SubspaceOptimizer(net, P, torch.optim.Adam, lr=1e-2)
         x, y = torch.randn(64, 300), torch.randint(0, 10, (64,))
         for _ in range(30):

@@ -6,7 +6,7 @@ import contextlib
 import inspect
 import math
 from abc import ABCMeta, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -142,6 +142,10 @@ class Projection(nn.Module, metaclass=_Drawn):
         self._check_vectors(v=(v, self.D))
         with in_own_type(v):
             return self._pull(v)
+
+    def pull_pieces(self, pieces: Sequence[Tensor], spare: Tensor) -> Tensor:
+        """``pull`` of one vector that lies in pieces, with memory where it may be put together."""
+        return self.pull(torch.cat(list(pieces), out=spare))
 
     @classmethod
     def option_names(cls) -> list[str]:

@@ -2,6 +2,7 @@
 
 They change the rounding of a step, not P, and are there by default, since a step costs up to a third less. The one
 time that something is compiled, a line says so; where it cannot be, a warning does. ``diagnose`` names what runs.
+kronecker has none: both its products are PyTorch's, and a kernel for them took longer (1.65 of a direct step for 1.48).
 """
 
 from __future__ import annotations

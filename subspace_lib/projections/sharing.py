@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -70,11 +72,19 @@ class OneHotProjection(Projection):
             z: Tensor = triton.one_hot_pull(v, self.entry, self.signed_scale)
             return z
         kernel = kernels.taking(self._like, v)
-        if kernel is None:
-            return self._multiply_transposed(v)
-        threads = kernels.threads_for(self.D)
-        sums = v.new_zeros(threads, 2, self.d)
-        kernel("one_hot_pull", threads, self.D, 2 * self.d, v, self.entry, sums)
+        return self._multiply_transposed(v) if kernel is None else self._gather(kernel, [v])
+
+    def pull_pieces(self, pieces: Sequence[Tensor], spare: Tensor) -> Tensor:
+        """Read where they lie, by the kernel."""
+        kernel = kernels.taking(self._like, *pieces)
+        if kernel is None or sum(map(len, pieces)) != self.D:
+            return super().pull_pieces(pieces, spare)
+        return self._gather(kernel, pieces)
+
+    def _gather(self, kernel: kernels.Kernels, pieces: Sequence[Tensor]) -> Tensor:
+        sums = self.signed_scale.new_zeros(kernels.threads_for(self.D), 2, self.d)
+        for piece, entry in zip(pieces, self.entry.split([len(piece) for piece in pieces]), strict=True):
+            kernel("one_hot_pull", kernels.threads_for(len(piece)), len(piece), 2 * self.d, piece, entry, sums)
         return (sums * self.signed_scale).sum((0, 1))
 
     def _multiply_transposed(self, v: Tensor) -> Tensor:

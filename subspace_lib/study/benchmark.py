@@ -24,6 +24,7 @@ from subspace_lib.diagnostics import milliseconds, once
 from subspace_lib.files import replaced_atomically
 from subspace_lib.projections import PROJECTIONS, Projection, make_projection
 from subspace_lib.projections.base import LIMIT_BYTES
+from subspace_lib.projections.kernels import path_of
 from subspace_lib.subspace import SubspaceOptimizer, count_parameters
 from subspace_lib.tasks.models import MLP
 from subspace_lib.tasks.profiles import check_device
@@ -112,8 +113,8 @@ def benchmark(
     Yields
     ------
     dict
-        ``part`` ("step", "d" or "D"), the sizes, milliseconds, ``step_over_direct`` with its quartiles, on a GPU the
-        same inside a CUDA graph and, where Triton is installed, both with our kernels in it; the bytes kept a weight,
+        ``part`` ("step", "d" or "D"), the sizes, milliseconds, ``steps_by``, what computes a step's products,
+        ``step_over_direct`` with its quartiles, on a GPU the same inside a CUDA graph and, where Triton is installed, both with our kernels in it; the bytes kept a weight,
         the bytes that a forward product must move and the share of the measured copy bandwidth that this is, and
         ``build_peak``, the most memory used while building over what is kept; for "sparse" also both its products over
         PyTorch's best, ``products_over_direct``, with quartiles.
@@ -132,7 +133,7 @@ def benchmark(
                 yield row | {"refused": str(error)}
         steps = step_costs([P for _, P in built], in_features, rounds)
         for (row, P), step in zip(built, steps, strict=True):
-            row |= product_costs(P, rounds if P.nbytes < 2**30 else FEW, bandwidth) | step
+            row |= product_costs(P, rounds if P.nbytes < 2**30 else FEW, bandwidth) | step | {"steps_by": steps_by(P)}
             if device == "cpu" and group is light and sys.platform == "linux":
                 row["build_peak"] = build_peak(row["projection"], D, d)
             if row["projection"] == "sparse" and not row["layout"]:
@@ -162,6 +163,13 @@ def beside_pytorchs_best(P: Projection, rounds: int) -> Row:
     z, v = torch.randn(P.d, device=P.device), torch.randn(P.D, device=P.device)
     best, ours = (lambda: (by_rows(z), by_columns.adjoint(v))), (lambda: (P(z), P.adjoint(v)))
     return in_turns("products", best, ours, device=P.device.type, rounds=rounds)[0]
+
+
+@torch.no_grad()
+def steps_by(P: Projection) -> str:
+    """What computes the products of a training step."""
+    theta = torch.zeros(P.D, device=P.device)
+    return path_of(lambda: P.write(theta, torch.zeros(P.d, device=P.device), theta.clone()))
 
 
 @torch.no_grad()
