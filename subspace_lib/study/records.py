@@ -41,8 +41,8 @@ COLUMNS: dict[str, Callable[[str], Any]] = {
 }  # fmt: skip
 """Columns of ``data/results/<experiment>.csv``, and how each is read."""
 OTHER_COLUMNS: dict[str, Callable[[str], Any]] = {
-    "source": str, "quantity": str, "value": _value, "unit": str, "note": str,
-    "part": str, "steps_by": str, "forward_ms": float, "adjoint_ms": float, "bytes_per_weight": float, "forward_bytes": int,
+    "source": str, "steps_by": str, "quantity": str, "value": _value, "unit": str, "note": str,
+    "part": str, "forward_ms": float, "adjoint_ms": float, "bytes_per_weight": float, "forward_bytes": int,
     "bandwidth_share": float, "direct_ms": float, "step_over_direct": float, "build_peak": float, "threads": int,
     "refused": str, "graph_refused": str, "adjoint_share": float, "step_low": float, "step_high": float,
     "graph_direct_ms": float, "graph_ms": float, "graph_over_direct": float, "graph_low": float, "graph_high": float,
