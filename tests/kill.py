@@ -100,7 +100,8 @@ class Trial:
 
     def folders(self) -> list[str]:
         """Temporary folders, but for the cache that PyTorch keeps on purpose."""
-        found = (*self.temporary.iterdir(), *self.out.rglob("running-*"))
+        build = self.out / "_build"
+        found = (*self.temporary.iterdir(), *build.glob("running-*"), *build.glob("executed/running-*"))
         return [str(path) for path in found if not path.name.startswith("torchinductor")]
 
     def look(self) -> None:

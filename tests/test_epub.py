@@ -137,6 +137,8 @@ def test_a_formula_is_mathml_and_a_picture_stands_for_what_moves() -> None:
 
 
 def test_a_book_that_is_not_built_has_no_epub(tmp_path: Path) -> None:
+    (tmp_path / "book").mkdir()
+    (tmp_path / "book" / "_toc.yml").touch()
     with pytest.raises(ValueError, match="run `make book` first"):
         write_epub(tmp_path)
 

@@ -13,6 +13,7 @@ import pytest
 
 from subspace_lib import __main__
 from subspace_lib.press import make
+from subspace_lib.press.build import build_book
 
 ROOT = Path(__file__).resolve().parents[1]
 TARGETS = re.search(r"(?m)^\.PHONY: (.+)$", (ROOT / "Makefile").read_text(encoding="utf-8"))[1].split()
@@ -81,5 +82,8 @@ def test_colab_sees_its_own_widgets_first_and_no_checkout(
 
 def test_without_a_checkout_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.setattr("subspace_lib.press.build.ROOT", tmp_path)
-    assert [__main__.main([target]) for target in ("lint", "colab")] == [2, 2]
-    assert "this command works in a checkout" in capsys.readouterr().err
+    for target in ("lint", "colab", "pdf", "epub", "notebooks", "student"):
+        assert __main__.main([target]) == 2
+        assert "this command works in a checkout" in capsys.readouterr().err, target
+    with pytest.raises(ValueError, match="this command works in a checkout"):
+        build_book(root=tmp_path)

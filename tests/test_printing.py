@@ -63,6 +63,8 @@ def test_a_page_that_is_not_there_is_an_error(tmp_path: Path) -> None:
 
 
 def test_without_chromium_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "book").mkdir()
+    (tmp_path / "book" / "_toc.yml").touch()
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(BookError, match="install the package `chromium`"):
         print_page(tmp_path / "page.html", tmp_path / "page.pdf")
@@ -73,5 +75,7 @@ def test_without_chromium_it_says_what_to_install(tmp_path: Path, monkeypatch: p
 
 
 def test_a_book_that_is_not_built_cannot_be_printed(tmp_path: Path) -> None:
+    (tmp_path / "book").mkdir()
+    (tmp_path / "book" / "_toc.yml").touch()
     with pytest.raises(ValueError, match="run `make book` first"):
         print_book(tmp_path)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from subspace_lib.files import replaced_atomically
-from subspace_lib.press.chapters import BookError, chapter_names, check_parameters, digest_of, record_of
+from subspace_lib.press.chapters import BookError, book_of, chapter_names, check_parameters, digest_of, record_of
 from subspace_lib.press.execution import LIMIT, execute, explain, keep, running_folder
 from subspace_lib.press.pages import build_pages
 from subspace_lib.press.status import recorded_executions, write_executions
@@ -51,7 +51,7 @@ def pages_of(executed: Path, root: Path = ROOT) -> Path:
     BookError
         If the pages do not build.
     """
-    names = chapter_names(_book(root))
+    names = chapter_names(book_of(root))
     records = {name: record for name in names if (record := record_of(executed, name))}
     if names and not records:
         raise ValueError(
@@ -102,7 +102,7 @@ def execute_chapters(
         If chapters failed; after all others were executed. The message says which, where and why.
     """
     get_profile(profile)
-    names = chapter_names(_book(root))
+    names = chapter_names(book_of(root))
     device = check_device(device) if device else default_device()
     cores = os.cpu_count() or 1
     jobs = jobs if jobs is not None else 1 if device == "cuda" else min(2, cores)
@@ -185,9 +185,3 @@ def describe(root: Path, profile: str, device: str) -> dict[str, Any]:
 def _is_done(executed: Path, name: str, digest: str) -> bool:
     record = None if os.environ.get("RERUN") == "1" else record_of(executed, name)
     return record is not None and record.get("digest") == digest
-
-
-def _book(root: Path) -> Path:
-    if not (root / "book" / "_toc.yml").is_file():
-        raise ValueError(f"no book/_toc.yml in {root}; the book is built in a checkout of the repository")
-    return root / "book"

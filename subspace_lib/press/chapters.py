@@ -23,6 +23,19 @@ class BookError(Unfinished):
     """A chapter failed, or the pages did not build; the message says which one and why."""
 
 
+def book_of(root: Path) -> Path:
+    """The folder of the chapters in a checkout.
+
+    Raises
+    ------
+    ValueError
+        If this is none.
+    """
+    if not (root / "book" / "_toc.yml").is_file():
+        raise ValueError(f"no book/_toc.yml in {root}; this command works in a checkout of the repository")
+    return root / "book"
+
+
 def chapter_names(book: Path) -> list[str]:
     """The notebooks of the table of contents, in its order; its root, the front page, comes first.
 

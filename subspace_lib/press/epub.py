@@ -14,7 +14,7 @@ from subspace_lib.files import replaced_atomically
 from subspace_lib.press.cards import draw_cover
 from subspace_lib.press.execution import running_folder
 from subspace_lib.press.markup import finish
-from subspace_lib.press.pages import assemble, configuration, run_builder
+from subspace_lib.press.pages import assemble, check_built, configuration, run_builder
 from subspace_lib.processes import tied
 
 ONLY_WEB = {"sphinx_togglebutton", "sphinx_copybutton", "jupyter_book", "sphinx_comments", "sphinx_book_theme"}
@@ -51,8 +51,7 @@ def write_epub(root: Path) -> Path:
         If the file cannot be written.
     """
     epub = root / "_build" / f"{NAME}.epub"
-    if not (root / "_build" / "html" / "index.html").is_file():
-        raise ValueError(f"no built book in {root / '_build' / 'html'}; run `make book` first")
+    check_built(root)
     started = time.monotonic()
     about = configuration(root)
     with running_folder(root / "_build") as folder:

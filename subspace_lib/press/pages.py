@@ -12,7 +12,7 @@ from typing import Any
 
 from subspace_lib.files import read_text, replaced_atomically
 from subspace_lib.press.cards import add_card
-from subspace_lib.press.chapters import BookError, chapter_names, read_notebook, read_yaml
+from subspace_lib.press.chapters import BookError, book_of, chapter_names, read_notebook, read_yaml
 from subspace_lib.press.execution import running_folder
 from subspace_lib.press.markup import finish, sitemap
 from subspace_lib.press.scripts import hoist_scripts, write_scripts
@@ -135,14 +135,20 @@ def print_book(root: Path) -> Path:
         If the file cannot be written.
     """
     executed, pdf = root / "_build" / "executed", root / "_build" / "training-in-parameter-subspaces.pdf"
-    if not (root / "_build" / "html" / "index.html").is_file():
-        raise ValueError(f"no built book in {root / '_build' / 'html'}; run `make book` first")
+    check_built(root)
     _browser()
     started = time.monotonic()
     with running_folder(root / "_build") as folder:
         print_page(_jupyter_book(root, executed, folder, "singlehtml") / "index.html", pdf)
     print(f"pdf ... {time.monotonic() - started:.0f} s\n\nThe book is in {pdf}", flush=True)
     return pdf
+
+
+def check_built(root: Path) -> None:
+    """Refuse a folder that is no checkout with a built book."""
+    book_of(root)
+    if not (root / "_build" / "html" / "index.html").is_file():
+        raise ValueError(f"no built book in {root / '_build' / 'html'}; run `make book` first")
 
 
 def print_page(page: Path, pdf: Path) -> None:

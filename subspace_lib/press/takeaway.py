@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from subspace_lib.files import read_text, write_text
-from subspace_lib.press.chapters import chapter_names, read_notebook, read_yaml
+from subspace_lib.press.chapters import book_of, chapter_names, read_notebook, read_yaml
 
 Works = Mapping[str, tuple[str, str, str]]
 HIDDEN = {"hide-cell", "hide-input", "remove-input", "setup"}
@@ -24,15 +24,16 @@ def write_notebooks(root: Path, folder: Path, solutions: bool = True) -> None:
         If a chapter is no notebook, or holds what has no plain form; the message names it. Or if the folder is the
         one of the chapters themselves.
     """
-    if folder.resolve() == (root / "book").resolve():
+    book = book_of(root)
+    if folder.resolve() == book.resolve():
         raise ValueError(f"{folder} holds the chapters themselves; choose another folder")
 
     address = read_yaml(root / "_config.yml").get("html", {}).get("baseurl", "")
-    references = root / "book" / "references.bib"
+    references = book / "references.bib"
     works = works_of(references) if references.is_file() else {}
     folder.mkdir(parents=True, exist_ok=True)
-    for name in chapter_names(root / "book"):
-        path = root / "book" / f"{name}.ipynb"
+    for name in chapter_names(book):
+        path = book / f"{name}.ipynb"
         try:
             chapter = read_notebook(path)
             notebook = plain_notebook(chapter if solutions else without_solutions(chapter), works, address)
