@@ -185,7 +185,7 @@ def make_library(root: Path, **modules: str) -> None:
         path.write_text(source)
         for folder in (root / "subspace_lib", path.parent):
             (folder / "__init__.py").touch()
-    (root / "subspace_lib/__init__.py").write_text("if TYPE_CHECKING:\n    from subspace_lib.one import f\n")
+    (root / "subspace_lib/__init__.py").write_text("v = 1\nif TYPE_CHECKING:\n    from subspace_lib.one import f\n")
 
 
 def test_the_digest_follows_imports(tmp_path: Path) -> None:
@@ -216,6 +216,9 @@ def test_the_digest_follows_imports(tmp_path: Path) -> None:
     assert changes("book/index.md") == (False, False)
     assert changes("book/chapter.ipynb") == (True, False)
     assert changes("data/results/f1.csv") == (True, True)
+    write_chapter(tmp_path, "other", "from subspace_lib import v")
+    assert changes("subspace_lib/two.py") == (False, False)
+    assert changes("subspace_lib/__init__.py") == (True, True)
     write_chapter(tmp_path, "other", "import subspace_lib")
     assert changes("subspace_lib/two.py") == (False, True)
 

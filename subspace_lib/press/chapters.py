@@ -198,7 +198,10 @@ def _name(root: Path, module: str, name: str) -> Iterator[tuple[Path, bool]]:
         handed = [
             n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and name in {a.name for a in n.names}
         ]
-        for source in handed or [module]:
+        assigned = {
+            n.id for node in tree.body if isinstance(node, ast.Assign) for n in node.targets if isinstance(n, ast.Name)
+        }
+        for source in handed or [module] * (name not in assigned):
             yield from _module(root, source or module)
     else:
         yield from _module(root, module)
