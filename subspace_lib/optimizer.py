@@ -312,7 +312,7 @@ class SubspaceOptimizer(torch.optim.Optimizer):
 
     def _changed(self) -> bool:
         """Whether the weights lie elsewhere or are not what was written; on a GPU, whether PyTorch counted a change."""
-        elsewhere, moved = list(map(_address, self._weights)) != list(map(_address, self._laid)), self._moved()
+        elsewhere, moved = not all(map(Tensor.is_set_to, self._weights, self._laid)), self._moved()
         if elsewhere or moved:
             self._check_memory()
         if not self._kept:
@@ -361,7 +361,7 @@ class SubspaceOptimizer(torch.optim.Optimizer):
                 )
             self.z.add_(dz)
         for p, laid in zip(self._weights, self._laid, strict=True):
-            if _address(p) != _address(laid):
+            if not p.is_set_to(laid):
                 p.data = laid
         self._write()
 

@@ -80,6 +80,12 @@ class SubspaceModel(nn.Module):
     def __init__(self, net: nn.Module, P: Projection) -> None:
         super().__init__()
         weights = trained(net, P)
+        for name, p in weights.items():
+            if p._backward_hooks or p._post_accumulate_grad_hooks:
+                raise ValueError(
+                    f"the weight {name!r} has a hook on its gradient, which no copy of the network would call; "
+                    "SubspaceOptimizer trains the network itself"
+                )
         theta0 = flat(weights.values(), P.dtype)
         self.P = P
         self.z = nn.Parameter(theta0.new_zeros(P.d))
@@ -446,6 +452,9 @@ def _draw(factory: Callable[[], nn.Module], seed: int) -> nn.Module:
         net = factory()
         if not isinstance(net, nn.Module):
             raise TypeError(f"factory must make a network, but made a {type(net).__name__}")
+        for name, tensor in (*net.named_parameters(), *net.named_buffers()):
+            if tensor.is_meta:
+                raise ValueError(f"{name!r} is on the device 'meta', which holds no numbers; make it on 'cpu'")
         return net
 
 

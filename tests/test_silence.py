@@ -203,7 +203,11 @@ def by_foreach(net):
 
 
 def by_vector(net):
-    nn.utils.vector_to_parameters(torch.ones(99), net.parameters())
+    nn.utils.vector_to_parameters(torch.ones(111), net.parameters())
+
+
+def transposed(net):
+    net[3].weight.data = net[3].weight.data.t()
 
 
 def by_out(net):
@@ -212,10 +216,12 @@ def by_out(net):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize(
-    "change", [through_numpy, through_dlpack, through_storage, by_foreach, by_vector, by_out], ids=lambda f: f.__name__
+    "change",
+    [through_numpy, through_dlpack, through_storage, by_foreach, by_vector, by_out, transposed],
+    ids=lambda f: f.__name__,
 )
 def test_whoever_writes_to_the_weights_is_noticed(change, dtype):
-    net, optimizer = setting(net=net_of().to(dtype))
+    net, optimizer = setting(net=net_of().append(nn.Linear(3, 3)).to(dtype))
     for p in net.parameters():
         p.grad = torch.ones_like(p)
     optimizer.step()
@@ -363,3 +369,21 @@ def test_a_buffer_keeps_its_type_in_a_file(tmp_path):
     for name in ("scale", "count"):
         assert torch.equal(again.net.get_buffer(name), model.net.get_buffer(name))
         assert again.net.get_buffer(name).dtype == model.net.get_buffer(name).dtype
+
+
+def test_a_hook_on_a_gradient_needs_the_network_itself():
+    net = net_of()
+    net[0].weight.register_hook(torch.zeros_like)
+    with pytest.raises(ValueError, match="'0.weight' has a hook on its gradient.*SubspaceOptimizer"):
+        SubspaceModel(net, make_projection("one_hot", 99, 9))
+    net, optimizer = setting(net=net)
+    before = net[0].weight.detach().clone()
+    F.cross_entropy(net(X), Y).backward()
+    assert not net[0].weight.grad.any()
+    optimizer.step()
+    assert not torch.equal(net[0].weight, before)  # by the rest of the gradient, which z shares
+
+
+def test_a_factory_that_makes_no_numbers_is_refused():
+    with pytest.raises(ValueError, match="'weight' is on the device 'meta', which holds no numbers"):
+        SubspaceModel.from_seed(lambda: nn.Linear(20, 3, device="meta"), make_projection("one_hot", 63, 9), 0)
