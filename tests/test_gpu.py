@@ -2,8 +2,12 @@
 
 import csv
 import dataclasses
+import os
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from subspace_lib import __main__
@@ -52,6 +56,33 @@ def test_the_recorded_runs_hold_what_is_compared() -> None:
 
 def test_the_spread_within_groups() -> None:
     assert gpu._pooled([[1.0, 3.0], [10.0, 10.0, 13.0]]) == pytest.approx(((2 + 6) / 3) ** 0.5)
+
+
+def test_the_tests_of_a_GPU_need_pytest_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "hypothesis.py").write_text("raise ImportError('not here')")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    gpu.run_tests(gpu.size_of(tiny=True), tmp_path)  # exits if they fail
+
+
+def test_images_travel_in_two_parts(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    shapes = {"mnist": (28, 28), "cifar10": (32, 32, 3)}
+    for name, shape in shapes.items():
+        arrays = {}
+        for part, count in (("train", 1101), ("test", 502)):
+            arrays[f"{part}_images"] = generator.integers(0, 256, (count, *shape), dtype=np.uint8)
+            arrays[f"{part}_labels"] = generator.integers(0, 10, count, dtype=np.uint8)
+        np.savez(tmp_path / f"{name}.npz", **arrays)
+    for what in (("pack", tmp_path, tmp_path / "parts"), ("unpack", tmp_path / "parts", tmp_path / "there")):
+        subprocess.run([sys.executable, str(Path(__file__).with_name("travel.py")), *map(str, what)], check=True)
+    small, large = sorted(part.stat().st_size for part in (tmp_path / "parts").iterdir())
+    assert large < 1.7 * small
+    for name in shapes:
+        before, after = np.load(tmp_path / f"{name}.npz"), np.load(tmp_path / "there" / f"{name}.npz")
+        assert sorted(before) == sorted(after)
+        for key in before:
+            np.testing.assert_array_equal(after[key], before[key], strict=True)
 
 
 @pytest.mark.parametrize(
