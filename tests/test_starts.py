@@ -72,6 +72,8 @@ def test_a_cooled_start_gives_the_same_answers_less_surely(few_digits):
     assert torch.equal(begin(random, "random", seed=0)[1].weight, before)
     with pytest.raises(ValueError, match="unknown start 'photographs'; choose one of: random, digits"):
         begin(MLP(), "photographs", seed=0)
+    with pytest.raises(ValueError, match="the network of digits is an MLP.. with weights .* and this one has"):
+        begin(small_network(), "digits", seed=0)
 
 
 def test_every_start_of_a_task_is_tried_at_the_same_rates():
@@ -187,6 +189,8 @@ def test_planes_are_linear_in_what_is_trained(kind):
 def test_adapters_and_subspaces_that_are_too_large_are_refused():
     with pytest.raises(ValueError, match="a layer of 8 x 6 weights has no rank 7; give 1 to 6"):
         adapted(small_network(), "lora", 7)
+    with pytest.raises(TypeError, match="rank must be an integer, got 2.0"):
+        adapted(nn.Linear(6, 8), "lora", 2.0)
     with pytest.raises(ValueError, match="unknown adapter 'dora'; choose one of: lora, lora_held, vera, lora_xs"):
         adapted(small_network(), "dora", 2)
     net = adapted(small_network(), "lora_xs", 2)

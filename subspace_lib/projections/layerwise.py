@@ -64,6 +64,8 @@ class LayerwiseProjection(ComposedProjection):
     def over(cls, net: nn.Module, blocks: Mapping[str, tuple[Any, ...]], seed: int = 0) -> LayerwiseProjection:
         """A block for each group of weights, by their names.
 
+        The blocks have the widest type of these weights, float32 at least: short weights leave z long.
+
         Parameters
         ----------
         net : nn.Module
@@ -78,8 +80,6 @@ class LayerwiseProjection(ComposedProjection):
             bias included where the pattern fits that too; ``SubspaceModel.factored`` then never forms it.
         seed : int
             Block i of n, in the order of the weights, is drawn with seed * n + i.
-
-        The blocks have the widest type of these weights, float32 at least: short weights leave z long.
 
         Raises
         ------

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
+from subspace_lib import checks
 from subspace_lib.data import Data, Pair
 from subspace_lib.tasks.datasets import KNOWN, load_dataset
 from subspace_lib.tasks.models import MLP
@@ -98,13 +99,17 @@ def begin(net: nn.Module, start: str, seed: int, require_real: bool = False) -> 
     Raises
     ------
     ValueError
-        If there is no such start.
+        If there is no such start, or it is that of another network.
     """
     if start not in ("random", "digits", "digits_cooled"):
         raise ValueError(f"unknown start {start!r}; choose one of: random, digits, digits_cooled")
     if start == "random":
         return net
-    net.load_state_dict(trained_on_digits(seed, require_real).state_dict())
+    begun = trained_on_digits(seed, require_real).state_dict()
+    shapes, known = ({name: tuple(p.shape) for name, p in one.items()} for one in (net.state_dict(), begun))
+    if shapes != known:
+        raise ValueError(f"the network of digits is an MLP() with weights {known}, and this one has {shapes}")
+    net.load_state_dict(begun)
     return cooled(net) if start == "digits_cooled" else net
 
 
@@ -246,16 +251,17 @@ def adapted(net: nn.Module, kind: str, rank: int) -> nn.Module:
 
     Raises
     ------
-    ValueError
+    TypeError, ValueError
         If there is no such kind, or a layer has no such rank.
     """
     if kind not in ADAPTERS:
         raise ValueError(f"unknown adapter {kind!r}; choose one of: {', '.join(ADAPTERS)}")
+    rank = checks.integer("rank", rank, 1)
     net.requires_grad_(False)
     for layer in list(net.modules()):
         if isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1)):
             matrix = layer.weight.detach().flatten(1)
-            if not 1 <= rank <= min(matrix.shape):
+            if rank > min(matrix.shape):
                 shape = " x ".join(map(str, matrix.shape))
                 raise ValueError(f"a layer of {shape} weights has no rank {rank}; give 1 to {min(matrix.shape)}")
             parametrize.register_parametrization(layer, "weight", ADAPTERS[kind](matrix, rank))
