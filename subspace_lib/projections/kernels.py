@@ -162,7 +162,7 @@ def _place() -> Path:
     """Where the kernels of this version are kept for this processor."""
     from subspace_lib import __version__
 
-    told = Path("/proc/cpuinfo").read_text(errors="replace")
+    told = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     processor = sorted({line for line in told.splitlines() if line.startswith(MARKS)})
     marks = hashlib.sha256(SOURCE.read_bytes() + " ".join([*FLAGS, platform.machine(), *processor]).encode())
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
