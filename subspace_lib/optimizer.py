@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Adam, AdamW
 
 from subspace_lib import checks
+from subspace_lib.memory import keep_freed_memory
 from subspace_lib.networks import dense, flat, trained
 from subspace_lib.projections import Projection
 from subspace_lib.projections.base import fingerprint, same_fingerprint
@@ -79,6 +80,7 @@ class SubspaceOptimizer(torch.optim.Optimizer):
         self._inner = _of_z(self.z, optimizer_class, options)
         super().__init__([self._inner.param_groups[0] | {"params": list(weights)}], self._inner.defaults)
         self.state = self._inner.state
+        keep_freed_memory()
         self._attach()
         self._write()
 
