@@ -139,7 +139,9 @@ def print_book(root: Path) -> Path:
     _browser()
     started = time.monotonic()
     with running_folder(root / "_build") as folder:
-        print_page(_jupyter_book(root, executed, folder, "singlehtml") / "index.html", pdf)
+        page = _jupyter_book(root, executed, folder, "singlehtml") / "index.html"
+        page.write_text(finish(page.read_text(encoding="utf-8")), encoding="utf-8")
+        print_page(page, pdf)
     print(f"pdf ... {time.monotonic() - started:.0f} s\n\nThe book is in {pdf}", flush=True)
     return pdf
 
