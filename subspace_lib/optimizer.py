@@ -117,7 +117,9 @@ class SubspaceOptimizer(torch.optim.Optimizer):
     def set_z(self, z: Tensor) -> None:
         """Put z, and with it theta, somewhere else in the subspace."""
         check_z(z, self.P)
+        self._check_places()
         self.z.copy_(z)
+        self._lay()
         self._write()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -254,7 +256,7 @@ class SubspaceOptimizer(torch.optim.Optimizer):
         """
         holders = list(map(_holders, self._written))
         self._holders = self._holders or holders
-        lazily = (self._kept and not self._moved()) or holders == self._holders
+        lazily = LAZILY and ((self._kept and not self._moved()) or holders == self._holders)
         self._kept = []  # so that the weights are written where they are
         self.P.write(self.theta0, self.z.detach(), self._theta)
         for weight, piece in self._rounded:
@@ -338,18 +340,28 @@ class SubspaceOptimizer(torch.optim.Optimizer):
             if p.requires_grad and p.untyped_storage().nbytes() < p.nbytes:
                 raise ValueError(f"the memory of the weight {name!r} was given away (resize_?); make a new network")
 
-    def _take_in(self) -> None:
-        """Move z to where the weights are now; refuse weights that no z can give."""
+    def _check_places(self) -> None:
+        """Refuse weights of another type, shape or device than they had."""
         for p, place, dtype in zip(self._weights, self._places, self._types, strict=True):
             if ((p.shape, p.device), p.dtype) != (place, dtype):
                 raise ValueError(
                     f"the weights of the network were moved or replaced after {_MADE}; "
                     "call .to(), .cuda() or .double() on the network first and make the optimiser after it"
                 )
-        now = flat(self._weights, self.P.dtype)
-        change = now - self._expected()
-        noise = 2 * max(torch.finfo(p.dtype).eps for p in self._weights) * now.norm()
-        if not change.norm() <= noise:
+
+    def _lay(self) -> None:
+        """Bring weights that lie elsewhere back into the memory that we write to."""
+        for p, laid in zip(self._weights, self._laid, strict=True):
+            if not p.is_set_to(laid):
+                p.data = laid
+
+    def _take_in(self) -> None:
+        """Move z to where the weights are now; refuse weights that no z can give."""
+        self._check_places()
+        now, expected = flat(self._weights, self.P.dtype), self._expected()
+        if not torch.equal(now, expected):
+            change = now - expected
+            noise = torch.stack([torch.finfo(p.dtype).eps * p.float().norm() for p in self._weights]).norm()
             dz = _nearest(self.P, change)
             rest = change - self.P(dz)
             if not rest.norm() <= noise + 1e-4 * change.norm():
@@ -362,9 +374,7 @@ class SubspaceOptimizer(torch.optim.Optimizer):
                     "put them back, or make a new SubspaceOptimizer, whose theta0 they become"
                 )
             self.z.add_(dz)
-        for p, laid in zip(self._weights, self._laid, strict=True):
-            if not p.is_set_to(laid):
-                p.data = laid
+        self._lay()
         self._write()
 
 
@@ -373,6 +383,10 @@ _FUSED = {Adam: getattr(torch, "_fused_adam_", None), AdamW: getattr(torch, "_fu
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 """Whole numbers of so many bytes: other than a nan, they are equal to themselves."""
 _MADE = "this SubspaceOptimizer was made"
+_ADDRESS = getattr(torch._C, "_data_address", None)
+_USE_COUNT = getattr(torch._C, "_storage_Use_Count", None)
+LAZILY = None not in (_ADDRESS, _USE_COUNT, getattr(Tensor, "_lazy_clone", None))
+"""Whether this PyTorch has what lazy copies need; without it a copy of the weights is made at every step."""
 
 
 def _of_z(
@@ -455,13 +469,12 @@ def _numbers(group: dict[str, Any]) -> dict[str, Any]:
 
 def _address(tensor: Tensor) -> int:
     """Where the numbers of ``tensor`` lie, asked without asking to write there."""
-    address: int = torch._C._data_address(tensor)  # type: ignore[attr-defined]
-    return address
+    return _ADDRESS(tensor) if LAZILY and _ADDRESS else tensor.data_ptr()
 
 
 def _holders(tensor: Tensor) -> int:
     """How many tensors, or arrays, use the memory of ``tensor``."""
-    return torch._C._storage_Use_Count(tensor.untyped_storage()._cdata)
+    return _USE_COUNT(tensor.untyped_storage()._cdata) if LAZILY and _USE_COUNT else 0
 
 
 def _distance(a: list[float], b: list[float]) -> float:

@@ -316,3 +316,25 @@ def test_sanitizers_find_nothing_at_odd_sizes_on_two_threads(tmp_path, missing):
     )
     assert done.stdout == "all sizes done\n", done.stderr
     assert done.returncode and "heap-buffer-overflow" in done.stderr
+
+
+@linux
+def test_a_word_that_asks_for_nothing_we_know_is_refused(fresh, monkeypatch):
+    monkeypatch.setenv("SUBSPACE_KERNELS", "off")
+    with pytest.raises(ValueError, match="SUBSPACE_KERNELS is 'off'; allowed are 0 .* and triton"):
+        make("one_hot", 100, 5).write(torch.zeros(100), torch.ones(5), torch.empty(100))
+
+
+def test_pytorch_counts_what_a_kernel_writes():
+    P, out = make("one_hot", 100, 5), torch.zeros(100)
+    loss = (torch.ones(100, requires_grad=True) * out).sum()
+    P.write(torch.zeros(100), torch.ones(5), out)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+@linux
+def test_a_cache_of_another_user_is_not_believed(fresh, monkeypatch):
+    monkeypatch.setattr(kernels.os, "getuid", lambda: 12345)
+    with pytest.warns(UserWarning, match="belongs to another user"):
+        assert kernels.loaded()[0] is None

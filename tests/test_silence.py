@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.distributed import checkpoint
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from subspace_lib import (
     Data,
@@ -387,3 +388,102 @@ def test_a_hook_on_a_gradient_needs_the_network_itself():
 def test_a_factory_that_makes_no_numbers_is_refused():
     with pytest.raises(ValueError, match="'weight' is on the device 'meta', which holds no numbers"):
         SubspaceModel.from_seed(lambda: nn.Linear(20, 3, device="meta"), make_projection("one_hot", 63, 9), 0)
+
+
+def rebound(net):
+    """The same network, whose weights lie in other memory now."""
+    vector_to_parameters(parameters_to_vector(net.parameters()).clone(), net.parameters())
+    return net.double().float()
+
+
+def theta_of(net):
+    return parameters_to_vector(net.parameters()).detach()
+
+
+def steps(net, optimizer, count):
+    for _ in range(count):
+        optimizer.zero_grad()
+        F.cross_entropy(net(X).float(), Y).backward()
+        optimizer.step()
+
+
+def test_z_that_is_set_reaches_weights_that_lie_elsewhere():
+    net, optimizer = setting()
+    theta0 = theta_of(net).clone()
+    steps(net, optimizer, 3)
+    rebound(net)
+    optimizer.set_z(torch.zeros(9))
+    assert torch.equal(theta_of(net), theta0)
+    steps(net, optimizer, 1)
+    assert optimizer.z.norm() > 0 and torch.equal(theta_of(net), theta0 + optimizer.P(optimizer.z.detach()))
+    net.double()
+    with pytest.raises(ValueError, match="moved or replaced after this SubspaceOptimizer was made"):
+        optimizer.set_z(torch.zeros(9))
+
+
+def test_a_state_reaches_weights_that_lie_elsewhere():
+    net, optimizer = setting()
+    theta0 = theta_of(net).clone()
+    steps(net, optimizer, 3)
+    other, resumed = setting(net=net_of(7))
+    vector_to_parameters(theta0.clone(), other.parameters())
+    resumed.load_state_dict(optimizer.state_dict())
+    assert torch.allclose(theta_of(other), theta_of(net), atol=1e-6)
+    steps(net, optimizer, 2)
+    steps(other, resumed, 2)
+    assert torch.allclose(resumed.z, optimizer.z, atol=1e-5)
+
+
+def test_a_change_is_judged_by_the_type_of_the_weight_that_changed():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(20, 40), nn.LayerNorm(40).bfloat16(), nn.Linear(40, 3))
+    net[1].register_forward_pre_hook(lambda _, x: (x[0].bfloat16(),))
+    net[2].register_forward_pre_hook(lambda _, x: (x[0].float(),))
+    _, optimizer = setting(net=net)
+    steps(net, optimizer, 1)
+    with torch.no_grad():
+        net[2].bias.add_(0.05)
+    with pytest.raises(ValueError, match="the weights were changed since the last step, '2.bias' most"):
+        steps(net, optimizer, 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_short_weights_of_some_steps_ago_are_taken_in(dtype):
+    net, optimizer = setting(net=net_of().to(dtype), lr=0.1)
+    inputs = X.to(dtype)
+
+    def step():
+        F.cross_entropy(net(inputs).float(), Y).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    for _ in range(5):
+        step()
+    best, z = copy.deepcopy(net.state_dict()), optimizer.z.detach().clone()
+    for _ in range(3):
+        step()
+    late = optimizer.z.detach().clone()
+    net.load_state_dict(best)
+    optimizer.param_groups[0]["lr"] = 0.0
+    step()
+    assert (optimizer.z - z).norm() < 0.3 * (late - z).norm()
+
+
+def test_without_lazy_copies_steps_and_changes_are_the_same(monkeypatch):
+    lazy_net, lazy = setting()
+    steps(lazy_net, lazy, 4)
+    monkeypatch.setattr("subspace_lib.optimizer.LAZILY", False)
+    net, optimizer = setting()
+    steps(net, optimizer, 4)
+    assert torch.equal(optimizer.z, lazy.z)
+    move = torch.arange(9.0)
+    before = net[0].weight.detach().clone()
+    net[0].weight.data[1, 2] = 5.0
+    with pytest.raises(ValueError, match="no z gives what they are now"):
+        steps(net, optimizer, 1)
+    net[0].weight.data[:] = before
+    vector_to_parameters(theta_of(net) + optimizer.P(move), net.parameters())
+    z = optimizer.z.detach().clone()
+    optimizer.param_groups[0]["lr"] = 0.0
+    steps(net, optimizer, 1)
+    assert torch.allclose(optimizer.z, z + move, atol=1e-4)

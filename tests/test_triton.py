@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from subspace_lib import make_projection
-from subspace_lib.projections.kernels import in_triton
-from subspace_lib.study.benchmark import IN_TRITON, KERNELS, triton_asked_for
+from subspace_lib.projections.kernels import KERNELS, in_triton
+from subspace_lib.study.benchmark import IN_TRITON, triton_asked_for
 
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
 interpreted = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="needs TRITON_INTERPRET=1")

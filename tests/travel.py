@@ -30,6 +30,8 @@ def unpacked(piece: np.ndarray) -> np.ndarray:
 
 
 what, source, target = sys.argv[1], *map(Path, sys.argv[2:])
+if what not in ("pack", "unpack") or (what == "unpack" and not list(source.glob("part*.npz"))):
+    sys.exit(f"{what} {source}: the first word is pack or unpack, and unpack needs part1.npz and part2.npz there")
 target.mkdir(exist_ok=True)
 if what == "pack":
     parts = [{}, {}]

@@ -182,7 +182,8 @@ def _module(root: Path, dotted: str) -> Iterator[tuple[Path, bool]]:
         yield from ((package, False) for package in packages if package.is_file())
         if file.is_file():
             yield file, True
-            yield from ((beside, False) for beside in sorted(path.glob("*.*s")))  # the laboratory's .js and .css
+            beside = [*sorted(path.glob("*.*s")), path.with_suffix(".c")]  # the laboratory's .js and .css; kernels
+            yield from ((one, False) for one in beside if one.is_file())
 
 
 def _name(root: Path, module: str, name: str) -> Iterator[tuple[Path, bool]]:

@@ -20,7 +20,7 @@ from subspace_lib.files import write_text
 from subspace_lib.press.chapters import PARAMETER, is_injected, read_notebook
 from subspace_lib.press.times import write_times
 from subspace_lib.processes import cleared, end, start, tied
-from subspace_lib.projections.kernels import loaded
+from subspace_lib.projections.kernels import KERNELS, loaded
 
 LIMIT = 3600.0
 """Seconds that a chapter may take."""
@@ -100,7 +100,7 @@ def execute(
     temporary = Path(tempfile.mkdtemp(prefix="subspace-"))  # beside the others: paths of sockets have to be short
     told = {**environment, **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(temporary))}
     if loaded()[0] is None:  # which says so here, once, and on no page
-        told = {"SUBSPACE_KERNELS": "0"} | told
+        told = {KERNELS: "0"} | told
     told |= {"JUPYTER_PATH": str(folder / "jupyter"), "JUPYTER_RUNTIME_DIR": str(folder / "runtime")}
     waiting, running = list(names), list[Run]()
     with cleared(temporary):

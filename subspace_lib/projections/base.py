@@ -136,6 +136,8 @@ class Projection(nn.Module, metaclass=_Drawn):
         self._check_vectors(theta0=(theta0, self.D), z=(z, self.d), out=(out, self.D))
         with in_own_type(z):
             self._write(theta0, z, out)
+        if not (out.is_inference() or torch.compiler.is_compiling()):
+            torch.autograd.graph.increment_version(out)  # a kernel writes behind PyTorch's back
 
     def pull(self, v: Tensor) -> Tensor:
         """P^T v for a vector v that the caller gives up, outside autograd."""

@@ -30,6 +30,8 @@ from torch import Tensor, nn
 from subspace_lib.files import replaced_atomically
 
 SOURCE = Path(__file__).with_name("kernels.c")
+KERNELS = "SUBSPACE_KERNELS"
+"""The variable of the environment that chooses: "0" for PyTorch alone, "triton" for those on a GPU."""
 COMPILERS = ("gcc", "cc", "clang")
 FLAGS = ("-std=gnu11", "-O3", "-march=native", "-fopenmp", "-fPIC")
 """Never -ffast-math: with it a library may make the whole process flush small numbers to zero."""
@@ -80,7 +82,7 @@ def in_triton(*vectors: Tensor) -> ModuleType | None:
         If they are asked for and Triton is not installed.
     """
     global _last
-    if os.environ.get("SUBSPACE_KERNELS") != "triton" or torch.are_deterministic_algorithms_enabled():
+    if _asked() != "triton" or torch.are_deterministic_algorithms_enabled():
         return None
     if not all(x.is_cuda and x.dtype == torch.float32 and x.is_contiguous() and x.numel() < 2**30 for x in vectors):
         return None
@@ -88,6 +90,20 @@ def in_triton(*vectors: Tensor) -> ModuleType | None:
         raise ImportError("SUBSPACE_KERNELS asks for triton, which is not installed: pip install triton, or unset it")
     _last = "Triton kernels"
     return importlib.import_module("subspace_lib.projections.triton_kernels")
+
+
+def _asked() -> str:
+    """What the environment asks for.
+
+    Raises
+    ------
+    ValueError
+        If that is nothing we know.
+    """
+    asked = os.environ.get(KERNELS, "")
+    if asked not in ("", "0", "triton"):
+        raise ValueError(f"{KERNELS} is {asked!r}; allowed are 0 (PyTorch alone) and triton, or leave it unset")
+    return asked
 
 
 def path_of(products: Callable[[], object]) -> str:
@@ -106,7 +122,7 @@ def threads_for(D: int) -> int:
 @functools.cache
 def loaded() -> tuple[Kernels | None, str]:
     """The compiled kernels, and what computes the steps, in words; one warning a process where they are missed."""
-    if os.environ.get("SUBSPACE_KERNELS") == "0":
+    if _asked() == "0":
         return None, "PyTorch (SUBSPACE_KERNELS=0)"
     if sys.platform != "linux":
         return None, "PyTorch (kernels are for Linux)"
@@ -165,5 +181,9 @@ def _place() -> Path:
     told = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     processor = sorted({line for line in told.splitlines() if line.startswith(MARKS)})
     marks = hashlib.sha256(SOURCE.read_bytes() + " ".join([*FLAGS, platform.machine(), *processor]).encode())
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "subspace_lib" / f"kernels-{__version__}-{marks.hexdigest()[:16]}.so"
+    told_to = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    folder = (told_to if told_to.is_absolute() else Path.home() / ".cache") / "subspace_lib"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if folder.stat().st_uid != os.getuid():
+        raise OSError(f"{folder} belongs to another user, who could put anything there")
+    return folder / f"kernels-{__version__}-{marks.hexdigest()[:16]}.so"

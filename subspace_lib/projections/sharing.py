@@ -82,9 +82,11 @@ class OneHotProjection(Projection):
         return self._gather(kernel, pieces)
 
     def _gather(self, kernel: kernels.Kernels, pieces: Sequence[Tensor]) -> Tensor:
-        sums = self.signed_scale.new_zeros(kernels.threads_for(self.D), 2, self.d)
+        threads = kernels.threads_for(self.D)
+        sums = self.signed_scale.new_zeros(threads, 2, self.d)
         for piece, entry in zip(pieces, self.entry.split([len(piece) for piece in pieces]), strict=True):
-            kernel("one_hot_pull", kernels.threads_for(len(piece)), len(piece), 2 * self.d, piece, entry, sums)
+            shared = threads if len(piece) >= kernels.SERIAL else 1
+            kernel("one_hot_pull", shared, len(piece), 2 * self.d, piece, entry, sums)
         return (sums * self.signed_scale).sum((0, 1))
 
     def _multiply_transposed(self, v: Tensor) -> Tensor:

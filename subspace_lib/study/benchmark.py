@@ -24,7 +24,7 @@ from subspace_lib.diagnostics import milliseconds, once
 from subspace_lib.files import replaced_atomically
 from subspace_lib.projections import PROJECTIONS, Projection, make_projection
 from subspace_lib.projections.base import LIMIT_BYTES
-from subspace_lib.projections.kernels import path_of
+from subspace_lib.projections.kernels import KERNELS, path_of
 from subspace_lib.subspace import SubspaceOptimizer, count_parameters
 from subspace_lib.tasks.models import MLP
 from subspace_lib.tasks.profiles import check_device
@@ -54,7 +54,6 @@ print((most_memory() - before) / P.nbytes)
 """
 IN_TRITON = ("one_hot", "hadamard")
 """The families with kernels in Triton."""
-KERNELS = "SUBSPACE_KERNELS"
 Row = dict[str, Any]
 
 
