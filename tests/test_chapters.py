@@ -293,6 +293,17 @@ def letters_of_notation() -> list[list[list[str]]]:
     return [[re.findall(r"\$[^$]+\$", row) for row in rows] for rows in tables]
 
 
+def test_a_cell_with_a_named_figure_shows_nothing_else() -> None:
+    both = [
+        f"{path.name}: {cell['id']}"
+        for path in BOOK.glob("*.ipynb")
+        for cell in cells_of(path, "code")
+        if "figure" in cell["metadata"].get("mystnb", {})
+        and re.search(r"\b(Table|Markdown)\(", "".join(cell["source"]))
+    ]
+    assert both == [], "Sphinx gives each output the name of the figure; show the table in a cell of its own"
+
+
 def test_a_letter_has_one_meaning_and_stands_in_the_notation() -> None:
     _, everywhere, single, guest = letters_of_notation()
     symbols = [symbol for row in everywhere + single for symbol in row]
