@@ -202,19 +202,20 @@ def no_compiler(folder, monkeypatch):
     return "there is no C compiler on the PATH: gcc, cc, clang"
 
 
-def broken_compiler(folder, monkeypatch):
+def compiler_that(does, folder, monkeypatch):
     script = folder / "gcc"
-    script.write_text("#!/bin/sh\necho gcc: out of order >&2\nexit 1\n")
+    script.write_text(f"#!/bin/sh\n{does}\n")
     script.chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+
+
+def broken_compiler(folder, monkeypatch):
+    compiler_that("echo gcc: out of order >&2; exit 1", folder, monkeypatch)
     return "fails: gcc: out of order"
 
 
 def compiler_of_nothing(folder, monkeypatch):
-    script = folder / "gcc"
-    script.write_text("#!/bin/sh\nexit 0\n")
-    script.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+    compiler_that("exit 0", folder, monkeypatch)
     return "file too short"
 
 
