@@ -10,6 +10,7 @@ from subspace_lib import __main__
 from subspace_lib.press import figures
 from subspace_lib.projections import PROJECTIONS
 from subspace_lib.study.benchmark import all_variants, benchmark, build_peak, cheap, in_turns, run_benchmark
+from subspace_lib.study.records import read_table
 
 SMALL = {"in_features": 20, "d": 50, "rounds": 2, "scale_D": (2000,), "scale_d": (10, 100)}
 
@@ -51,12 +52,14 @@ def test_a_refused_projection_gives_its_reason():
 
 
 def test_table_and_picture(tmp_path, capsys, quick):
-    small = SMALL | {"variants": [("one_hot", {}), ("sparse", {"layout": "coo"})]}
+    small = SMALL | {"variants": [("one_hot", {}), ("sparse", {}), ("sparse", {"layout": "coo"})]}
     path = run_benchmark("cpu", tmp_path / "new", **small)
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [row["projection"] for row in rows[:2]] == ["sparse", "one_hot"]
-    assert [row.get("build_peak", "") for row in rows[:2]] == ["", "1.0" if sys.platform == "linux" else ""]
+    assert [row["projection"] for row in rows[:3]] == ["sparse", "sparse", "one_hot"]
+    peak = "1.0" if sys.platform == "linux" else ""
+    assert [row.get("build_peak", "") for row in rows[:3]] == [peak, "", peak]
+    assert [list(row) for row in read_table(path)] == [list(row) for row in rows], "every column has its type"
     assert rows[0]["device"] == "cpu"
     assert figures.write_benchmark_picture(path).read_text().startswith("<?xml")
     assert "times direct" in capsys.readouterr().out

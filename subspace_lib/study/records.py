@@ -49,7 +49,8 @@ OTHER_COLUMNS: dict[str, Callable[[str], Any]] = {
     "triton_direct_ms": float, "triton_ms": float, "triton_over_direct": float, "triton_low": float,
     "triton_high": float, "triton_refused": str, "triton_graph_direct_ms": float, "triton_graph_ms": float,
     "triton_graph_over_direct": float, "triton_graph_low": float, "triton_graph_high": float,
-    "triton_graph_refused": str,
+    "triton_graph_refused": str, "products_direct_ms": float, "products_ms": float, "products_over_direct": float,
+    "products_low": float, "products_high": float,
 }  # fmt: skip
 """Columns that only the published figures and the benchmark have."""
 
