@@ -22,7 +22,7 @@ def faults():
 
 keep_freed_memory()
 faults()
-print(faults())
+print(min(faults() for _ in range(3)))  # another program may cost one of them a few
 """
 
 
@@ -51,7 +51,7 @@ def faults():
     return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / 10
 
 faults()
-print(faults())
+print(min(faults() for _ in range(3)))  # another program may cost one of them a few
 """
 
 

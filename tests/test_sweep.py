@@ -1,8 +1,9 @@
 """Sweeps survive what befalls them: kills, company, damaged records, failing writes, runs that diverge."""
 
 import csv
-import itertools
+import json
 import logging
+import math
 import os
 import re
 import subprocess
@@ -18,12 +19,13 @@ from filelock import FileLock
 
 from subspace_lib import MLP, Data, SmallLeNet, SubspaceModel, count_parameters, evaluate, fit, make_projection
 from subspace_lib.__main__ import main
-from subspace_lib.study import sweep
+from subspace_lib.study import experiments, sweep
 from subspace_lib.study.experiments import (
     AROUND,
     DIMENSIONS,
     EXPERIMENTS,
     RATES,
+    TUNING,
     chosen_rate,
     experiment,
     small_networks,
@@ -38,6 +40,7 @@ from subspace_lib.study.records import (
     read_records,
     results,
     write_record,
+    write_table,
 )
 from subspace_lib.study.runs import P_SEED, make_model, run
 from subspace_lib.study.sweep import SweepError
@@ -499,6 +502,45 @@ def test_a_table_changes_to_other_rates_point_by_point_and_only_when_they_are_wh
     assert {lr for *_, lr in rates()} == {0.03}
 
 
+def test_a_kill_between_the_two_tables_loses_no_run(folder, monkeypatch):
+    old, new = (replace(SPEC, lr=lr) for lr in (0.03, 0.1))
+    go(folder, [old])
+    (folder / "records" / f"{old.key}.json").unlink()
+    written = []
+
+    def killed(table, records):
+        if written:
+            raise KeyboardInterrupt
+        written.append(table)
+        write_table(table, records)
+
+    [made] = run([new], small_data())
+    stamped = {"spec": asdict(new), "result": made | {"commit": "1", "date": "2"}}
+    write_record(folder / "records" / f"{new.key}.json", stamped)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(sweep, "write_table", killed)
+        sweep.gather(folder / "records", folder / "test.jsonl", [new])
+    known = sweep.gather(folder / "records", folder / "test.jsonl", [new])
+    assert set(known) == {old.key, new.key}
+    assert [row["lr"] for row in results("test", folder)] == [0.1]
+    sweep.gather(folder / "records", folder / "test.jsonl", [old, new])
+    assert [row["lr"] for row in results("test", folder)] == [0.03, 0.1]
+    assert results("test", folder / "replaced") == []
+
+
+def test_a_table_of_other_sizes_changes_once_all_new_runs_are_there():
+    """As where small networks are tried at other shapes: the old ones stay, and new points come beside them."""
+    old = [replace(SPEC, d=None, projection="none", model_options={"hidden": 4}, seed=seed) for seed in (0, 1)]
+    new = [replace(spec, model_options={"hidden": hidden}) for spec in old for hidden in (3, 5)]
+    known = {spec.key: {"spec": asdict(spec), "result": {}} for spec in [*old, *new[:3]]}
+    current, replaced = sweep.divide(known, new, {spec.key for spec in old})
+    assert (len(current), replaced) == (5, [])
+    known[new[3].key] = {"spec": asdict(new[3]), "result": {}}
+    current, replaced = sweep.divide(known, new, set(known) - {new[3].key})
+    assert [record["spec"]["model_options"]["hidden"] for record in current] == [3, 5, 3, 5]
+    assert [record["spec"]["model_options"]["hidden"] for record in replaced] == [4, 4]
+
+
 def test_both_rates_of_a_point_may_be_asked_for(folder):
     study, fitted, other = (replace(SPEC, lr=lr) for lr in (0.001, 0.03, 0.01))
     known = {spec.key: {"spec": asdict(spec), "result": {}} for spec in (study, fitted)}
@@ -556,21 +598,34 @@ def test_the_commit_is_that_of_the_code_and_says_if_it_was_changed(tmp_path, mon
     assert sweep.code_commit() == f"{clean}-dirty"
 
 
-RATE_COLUMNS = ("dataset", "model", "projection", "d", "lr", "val_loss")
+RATE_COLUMNS = ("dataset", "model", "projection", "d", "model_options", "epochs", "seed", "lr", "val_loss")
 
 
-def put_rates(folder, curves, name="lr"):
-    """Write a table of {(dataset, model, projection, d): {lr: losses}}."""
-    lines = [",".join(RATE_COLUMNS)]
-    for task, losses in curves.items():
-        lines += [",".join(map(str, (*task, lr, loss))) for lr, seeds in losses.items() for loss in seeds]
-    (folder / f"{name}.csv").write_text("\n".join(lines) + "\n")
+def put_rates(folder, loss=None, left_out=None, epochs=lambda setting: 30):
+    """Write both tables of rates, each run with its loss by setting and seed; the last runs of both may be left out."""
+    for name in ("lr", "lr_small"):
+        with (folder / f"{name}.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, RATE_COLUMNS)
+            writer.writeheader()
+            runs = [(s, seed) for s in EXPERIMENTS[name](name, folder) for seed in range(s["seeds"])]
+            for setting, seed in runs[: len(runs) - (left_out or {}).get(name, 0)]:
+                options = setting.get("model_options", {})
+                D = count_parameters(SmallLeNet(1 if setting["dataset"] == "mnist" else 3, **options)) if options else 9
+                row = {"projection": "none", "epochs": epochs(setting), "seed": seed} | setting
+                row |= {"d": setting["d"] or D, "model_options": json.dumps(options) if options else ""}
+                row["val_loss"] = (loss or in_the_middle)(setting, seed)
+                writer.writerow({column: row[column] for column in RATE_COLUMNS})
+
+
+def in_the_middle(setting, seed):
+    """A loss whose lowest lies inside each list of rates."""
+    middle = {"mlp": 3e-4, "lenet": 1e-3, "small_lenet": 1e-2}[setting["model"]] if setting["d"] is None else 1e-2
+    return 0.5 + abs(math.log(setting["lr"] / middle))
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_has_three_seeds_a_point_and_no_run_twice(name, tmp_path):
-    tasks = itertools.product(("mnist", "cifar10"), ("mlp", "lenet", "small_lenet"), ("none", "hadamard"), (500,))
-    put_rates(tmp_path, {task: {0.001: [0.5], 0.003: [0.4], 0.01: [0.6]} for task in tasks})
+    put_rates(tmp_path)
     specs = experiment(name, get_profile("full"), tmp_path)
     assert len({spec.key for spec in specs}) == len(specs)
     assert {spec.experiment for spec in specs} == {name}
@@ -603,52 +658,77 @@ def test_small_networks_are_thirty_and_more_of_250_to_6000_parameters():
         assert 5000 < max(sizes) <= 6000
 
 
-MLP_SUBSPACE = ("mnist", "mlp", "hadamard")
+def by_rate(curves):
+    """The losses of the MLP on MNIST by d (None: direct training) and rate, and those of others as they come."""
+
+    def loss(setting, seed):
+        mine = (setting["dataset"], setting["model"]) == ("mnist", "mlp")
+        return curves[setting["d"]][RATES.index(setting["lr"])] if mine else in_the_middle(setting, seed)
+
+    return loss
 
 
-def line(*losses):
-    return dict(zip(RATES, ([loss] for loss in losses), strict=True))
-
-
-def test_the_learning_rate_is_the_one_of_lowest_mean_loss(tmp_path):
-    direct = {("mnist", "mlp", "none", 159010): line(0.2, 0.1, 0.3, 0.4, 0.5)}
-    put_rates(tmp_path, direct | {(*MLP_SUBSPACE, 300): line(0.9, 0.9, 0.5, 0.4, "")})
+def test_the_learning_rate_is_the_one_of_lowest_mean_loss(tmp_path, monkeypatch):
+    monkeypatch.setitem(TUNING, "f1", {None: RATES, 300: RATES})
+    curves = {None: (0.2, 0.1, 0.3, 0.4, 0.5), 300: (0.9, 0.9, 0.5, 0.4, "")}
+    put_rates(tmp_path, by_rate(curves))
     assert chosen_rate("mnist", "mlp", False, tmp_path) == 0.003
     assert chosen_rate("mnist", "mlp", True, tmp_path) == 0.03
-    both = {(*MLP_SUBSPACE, 300): line(0.9, 0.9, 0.5, 0.4, ""), (*MLP_SUBSPACE, 900): line(0.9, 0.9, 0.2, 0.4, 0.5)}
-    put_rates(tmp_path, direct | both)
+    monkeypatch.setitem(TUNING, "f1", {None: RATES, 300: RATES, 900: RATES})
+    put_rates(tmp_path, by_rate(curves | {900: (0.9, 0.9, 0.2, 0.4, 0.5)}))
     assert chosen_rate("mnist", "mlp", True, tmp_path) == 0.01, "the mean counts, and a run that diverged is worst"
-    seeds = {0.001: [0.9, 0.8], 0.003: [0.5, 0.1], 0.01: [0.3, 0.4]}
-    put_rates(tmp_path, {("mnist", "small_lenet", "none", 400): seeds}, "lr_small")
+    seeds = {0.001: [0.9, 0.8, 0.8], 0.003: [0.5, 0.1, 0.3], 0.01: [0.3, 0.4, 0.4], 0.03: [0.7, 0.7, 0.7]}
+    put_rates(tmp_path, lambda setting, seed: seeds.get(setting["lr"], [0.6] * 3)[seed])
     assert chosen_rate("mnist", "small_lenet", False, tmp_path) == 0.003
-    with pytest.raises(ValueError, match="no learning rate has been chosen for lenet on mnist: .*sweep lr` first"):
-        chosen_rate("mnist", "lenet", True, tmp_path)
 
 
-def test_a_rate_at_a_size_is_that_of_the_nearest_size_and_no_tie_moves_it(tmp_path):
+def test_a_rate_at_a_size_is_that_of_the_nearest_size_and_no_tie_moves_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(TUNING, "f1", dict.fromkeys((100, 1000, 10_000), RATES))
     curves = {
-        (*MLP_SUBSPACE, 100): line(0.9, 0.8, 0.7, 0.60, 0.595),  # a tie, at the end of the list
-        (*MLP_SUBSPACE, 1000): line(0.9, 0.8, 0.495, 0.50, 0.6),  # a tie
-        (*MLP_SUBSPACE, 10_000): line(0.9, 0.4, 0.3, 0.31, 0.5),
+        100: (0.9, 0.8, 0.7, 0.60, 0.595),  # a tie, at the end of the list
+        1000: (0.9, 0.8, 0.495, 0.50, 0.6),  # a tie
+        10_000: (0.9, 0.4, 0.3, 0.31, 0.5),
     }
-    put_rates(tmp_path, curves)
+    put_rates(tmp_path, by_rate(curves))
     assert chosen_rate("mnist", "mlp", True, tmp_path) == 0.03
     expected = {50: 0.03, 100: 0.03, 316: 0.03, 1000: 0.03, 3162: 0.03, 3163: 0.01, 10_000: 0.01, 60_000: 0.01}
     assert {size: chosen_rate("mnist", "mlp", True, tmp_path, size) for size in expected} == expected
-    put_rates(tmp_path, curves | {(*MLP_SUBSPACE, 100): line(0.9, 0.8, 0.7, 0.60, 0.55)})
+    put_rates(tmp_path, by_rate(curves | {100: (0.9, 0.8, 0.7, 0.60, 0.55)}))
     assert chosen_rate("mnist", "mlp", True, tmp_path, 1000) == 0.03
     with pytest.raises(ValueError, match=r"mlp on mnist at 100 dimensions, 0.1, is the highest .* add higher ones"):
         chosen_rate("mnist", "mlp", True, tmp_path, 90)
-
-
-def test_a_choice_at_the_lower_end_or_of_half_a_list_is_refused(tmp_path):
-    put_rates(tmp_path, {("cifar10", "mlp", "none", 9): line(0.1, 0.2, 0.3, 0.4, 0.5)})
+    put_rates(tmp_path, by_rate(dict.fromkeys(curves, (0.1, 0.2, 0.3, 0.4, 0.5))))
     with pytest.raises(ValueError, match=r"over all sizes, 0.001, is the lowest that was tried; add lower ones"):
-        chosen_rate("cifar10", "mlp", False, tmp_path)
-    half = {0.001: [0.9, 0.8], 0.003: [0.5, 0.1], 0.01: [0.3]}
-    put_rates(tmp_path, {("mnist", "small_lenet", "none", 400): half}, "lr_small")
-    with pytest.raises(ValueError, match="are not all recorded; run .*sweep lr_small` first"):
-        chosen_rate("mnist", "small_lenet", False, tmp_path)
+        chosen_rate("mnist", "mlp", True, tmp_path)
+
+
+@pytest.mark.parametrize("left_out", [1, 23, 35, 36])
+def test_no_rate_is_chosen_from_a_table_that_is_not_whole(tmp_path, left_out):
+    """Of each task a run of one seed, of one rate or of a whole size may be missing, or all."""
+    put_rates(tmp_path, left_out={"lr": 1, "lr_small": left_out})  # those of CIFAR-10 come last
+    whole = 12 - math.ceil(left_out / 3)
+    said = (
+        rf"for small_lenet on cifar10: its runs are not all recorded \({whole} of 12 settings\); run .*sweep lr_small`"
+    )
+    with pytest.raises(ValueError, match=said):
+        chosen_rate("cifar10", "small_lenet", False, tmp_path, 425)
+    assert chosen_rate("mnist", "small_lenet", False, tmp_path, 425) == 0.01
+    with pytest.raises(ValueError, match="no learning rate has been chosen for lenet on cifar10: .*sweep lr` first"):
+        chosen_rate("cifar10", "lenet", True, tmp_path, 6000)
+    with pytest.raises(ValueError, match="sweep lr"):
+        experiment("f9", get_profile("full"), tmp_path)
+    assert experiment("f8", get_profile("full"), tmp_path)
+
+
+def test_no_rate_is_chosen_from_runs_of_two_lengths_or_at_sizes_that_nobody_asks_for(tmp_path, monkeypatch):
+    put_rates(tmp_path, epochs=lambda setting: 8 if setting["d"] == 750 else 30)
+    with pytest.raises(ValueError, match=r"lenet on mnist: .*\(\d+ of \d+ settings, of several lengths\)"):
+        chosen_rate("mnist", "lenet", True, tmp_path, 150)
+    assert chosen_rate("mnist", "lenet", False, tmp_path) == 0.001
+    put_rates(tmp_path)
+    monkeypatch.setattr(experiments, "SMALL_SIZES", (800, 3535))  # another size is asked for now
+    with pytest.raises(ValueError, match=r"small_lenet on mnist: its runs are not all recorded \(4 of 8 settings\)"):
+        chosen_rate("mnist", "small_lenet", False, tmp_path, 425)
 
 
 @pytest.mark.parametrize(
@@ -685,4 +765,4 @@ def test_an_experiment_with_failures_does_not_stop_the_next(tmp_path, monkeypatc
     assert begun == ["lr", "lr_small"]
     captured = capsys.readouterr()
     assert captured.err == "1 of 2 runs failed\n"
-    assert captured.out.startswith("lr_small: 0 of 60 runs")
+    assert captured.out.startswith("lr_small: 0 of 72 runs")

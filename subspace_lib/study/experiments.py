@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import math
@@ -164,18 +165,32 @@ def chosen_rate(
     Raises
     ------
     ValueError
-        If that has not been run for this task, is not complete, or the rate that would be chosen is the lowest or the
-        highest that was tried.
+        If not all runs that this task asks for are recorded, at one length, or the rate that would be chosen is the
+        lowest or the highest that was tried.
     """
-    losses: dict[int, dict[float, list[float]]] = {}
-    for row in results("lr", folder) + results("lr_small", folder):
-        if (row["dataset"], row["model"], row["projection"] != "none") == (dataset, model, projected):
-            loss = row["val_loss"] if isinstance(row["val_loss"], float) else math.inf
-            losses.setdefault(row["d"], {}).setdefault(row["lr"], []).append(loss)
     tuning = "lr_small" if model == "small_lenet" else "lr"
-    if not losses or any(len({len(runs) for runs in rates.values()}) > 1 for rates in losses.values()):
+    task = dataset, model, projected
+    rows = [
+        row for row in results(tuning, folder) if (row["dataset"], row["model"], row["projection"] != "none") == task
+    ]
+    asked = [
+        setting
+        for setting in EXPERIMENTS[tuning](tuning, folder)
+        if (setting["dataset"], setting["model"], "projection" in setting) == task
+    ]
+    losses: dict[int, dict[float, list[float]]] = {}
+    lengths, whole = set(), 0
+    for setting in asked:
+        runs = [row for row in rows if _is_of(row, setting)]
+        whole += len(runs) >= setting["seeds"]
+        lengths |= {row["epochs"] for row in runs}
+        for row in runs:
+            loss = row["val_loss"] if row["val_loss"] is not None else math.inf
+            losses.setdefault(row["d"], {}).setdefault(row["lr"], []).append(loss)
+    if whole < len(asked) or len(lengths) != 1:
         raise ValueError(
-            f"no learning rate has been chosen for {model} on {dataset}: its runs are not all recorded; "
+            f"no learning rate has been chosen for {model} on {dataset}: its runs are not all recorded "
+            f"({whole} of {len(asked)} settings{', of several lengths' * (len(lengths) > 1)}); "
             f"run `python -m subspace_lib sweep {tuning}` first"
         )
     means = {tried: {rate: fmean(runs) for rate, runs in rates.items()} for tried, rates in losses.items()}
@@ -196,6 +211,13 @@ def chosen_rate(
     return chosen
 
 
+def _is_of(row: dict[str, Any], setting: dict[str, Any]) -> bool:
+    """Whether a recorded run of a task was made at this size and rate."""
+    options = json.loads(row["model_options"] or "{}")
+    size = setting["d"] in (None, row["d"])
+    return size and row["lr"] == setting["lr"] and options == setting.get("model_options", {})
+
+
 Settings = Iterator[dict[str, Any]]
 
 
@@ -212,10 +234,10 @@ def _rates(_: str, __: Path) -> Settings:
 def _small_rates(*_: Any) -> Settings:
     """Three size classes, each tried at the shape of the family that is nearest to its middle."""
     for dataset, channels in (("mnist", 1), ("cifar10", 3)):
-        size = {json.dumps(shape): _small_size(channels, shape) for shape in small_networks(channels)}
+        size = {json.dumps(shape): _size(channels, **shape) for shape in small_networks(channels)}
         for middle in SMALL_SIZES:
             shape = min(size, key=lambda one: abs(math.log(size[one] / middle)))
-            at = {"dataset": dataset, "model": "small_lenet", "model_options": json.loads(shape), "d": None}
+            at = {"dataset": dataset, "model": "small_lenet", "model_options": json.loads(shape), "d": None, "seeds": 3}
             yield from (at | {"lr": lr} for lr in RATES[:4])
 
 
@@ -323,17 +345,18 @@ def small_networks(channels: int) -> list[dict[str, int]]:
     """The small LeNets of F8 and F9: all shapes of a grid that have 250 to 6,000 parameters on so many channels."""
     grid = itertools.product((1, 2, 3, 4, 6), (3, 5), (1, 2), (0, 16))
     shapes = [dict(zip(("channels", "kernel_size", "stride", "hidden"), each, strict=True)) for each in grid]
-    return [shape for shape in shapes if 250 <= _small_size(channels, shape) <= 6000]
+    return [shape for shape in shapes if 250 <= _size(channels, **shape) <= 6000]
 
 
-def _small_size(channels: int, shape: dict[str, int]) -> int:
-    return count_parameters(SmallLeNet(channels, **shape))
+@functools.cache
+def _size(in_channels: int, **shape: int) -> int:
+    return count_parameters(SmallLeNet(in_channels, **shape))
 
 
 def _small(name: str, folder: Path) -> Settings:
     dataset, channels = {"f8": ("mnist", 1), "f9": ("cifar10", 3)}[name]
     for shape in small_networks(channels):
-        lr = chosen_rate(dataset, "small_lenet", False, folder, _small_size(channels, shape))
+        lr = chosen_rate(dataset, "small_lenet", False, folder, _size(channels, **shape))
         yield {"dataset": dataset, "model": "small_lenet", "model_options": shape, "d": None, "lr": lr}
     for d in (250, 1000, 3000, 6000):
         lr = chosen_rate(dataset, "lenet", True, folder, d)
@@ -378,9 +401,10 @@ def _fitted(name: str, folder: Path, common: dict[str, Any], points: Sequence[Po
             row["lr"]: row["val_loss"] if row["val_loss"] is not None else math.inf
             for row in recorded
             if (row["model_options"], row["seed"]) == (words, 0)
+            and row["lr"] in rates
             and d == (None if row["projection"] == "none" else row["d"])
         }
-        best = min(losses, key=losses.__getitem__) if set(losses) >= set(rates) else None
+        best = min(losses, key=losses.__getitem__) if len(losses) == len(rates) else None
         yield from (at | {"lr": lr} | ({} if lr == best else {"seeds": 1}) for lr in rates)
 
 

@@ -216,7 +216,7 @@ def standing(folder: Path = DATA / "results") -> str:
         try:
             missing = sum(spec.key not in known for spec in experiment(name, get_profile("full"), folder))
         except ValueError:
-            left = "waits for `lr`"
+            left = "waits for learning rates"
         else:
             left = f"{missing}" if missing else "nothing"
         lines.append(f"| `{name}` | {len(rows)} | {dirty} | {len(results(name, folder / 'replaced'))} | {left} |")

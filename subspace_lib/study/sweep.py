@@ -134,10 +134,10 @@ def gather(records: Path, table: Path, specs: Sequence[Spec]) -> dict[str, Recor
         for message in damaged:
             tqdm.write(f"{message}; it is set aside as *.damaged, and the run is made again")
         current, old = divide(known, specs, set(read_records(None, table)[0]))
+        if old or replaced.is_file():  # first, so that a kill in between loses none
+            write_table(replaced, old)
         if known:
             write_table(table, current)
-        if old:
-            write_table(replaced, old)
     return known
 
 
