@@ -74,8 +74,10 @@ def end(children: Iterable[subprocess.Popen[bytes]]) -> None:
     for child in children:
         if hasattr(os, "killpg"):
             os.killpg(child.pid, signal.SIGKILL)
-        else:
-            child.kill()
+            continue
+        if sys.platform == "win32":  # with what it started: a kernel that holds its interpreter does not watch
+            subprocess.run(["taskkill", "/F", "/T", "/PID", str(child.pid)], capture_output=True, check=False)
+        child.kill()
     for child in children:
         child.wait(timeout=UNTIL_GONE)
 

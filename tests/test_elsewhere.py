@@ -47,6 +47,19 @@ def test_windows_gets_a_group_of_its_own_kind(monkeypatch: pytest.MonkeyPatch) -
     assert given["creationflags"] == 0x200 and "process_group" not in given
 
 
+def test_windows_ends_a_child_with_all_that_it_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[list[str]] = []
+    with (
+        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as child,
+        monkeypatch.context() as patch,
+    ):
+        patch.delattr(processes.os, "killpg", raising=False)
+        patch.setattr(processes.sys, "platform", "win32")
+        patch.setattr(processes.subprocess, "run", lambda command, **options: said.append(command))
+        processes.end([child])
+    assert said == [["taskkill", "/F", "/T", "/PID", str(child.pid)]] and child.returncode
+
+
 def test_a_kernel_on_windows_is_told_a_handle_and_no_parent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(processes.PARENT, raising=False)
     monkeypatch.setenv("JPY_PARENT_PID", "812")

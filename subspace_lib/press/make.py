@@ -17,7 +17,7 @@ TASKS: dict[str, tuple[tuple[str, ...], ...]] = {
     "test": (
         *LINT,
         ("pytest", "-n", "2", "-m", "not browser"),
-        ("pytest", "--nbmake", "--nbmake-timeout=300", "book"),
+        ("pytest", "--nbmake", "--nbmake-timeout=1800", "book"),
     ),
     "check-pages": (("pytest", "-m", "browser", "tests"),),
 }
