@@ -38,15 +38,15 @@ def test_cells_scopes_and_alignment():
 
 
 def test_a_wide_table_is_moved_by_keyboard():
-    assert re.match(r'<div [^>]*tabindex="0"[^>]*overflow-x: auto', Table(ROWS)._repr_html_())
+    assert re.match(r'<div [^>]*tabindex="0"[^>]*overflow-x: auto', Table(ROWS, "Runs.")._repr_html_())
 
 
 def test_text_lines_up():
-    lines = repr(Table(ROWS)).splitlines()
+    lines = repr(Table(ROWS, "Runs.")).splitlines()
     assert len(lines) == 3 and len({line.index("|") for line in lines}) == 1
 
 
 @pytest.mark.parametrize(("rows", "formats"), [([], {}), ([{}], {}), (ROWS, {"accuracies": ".3f"})])
 def test_refused(rows, formats):
     with pytest.raises(ValueError, match="a table needs|'accuracies' to format; the columns are: P, d, accuracy, loss"):
-        Table(rows, formats=formats)
+        Table(rows, "Runs.", formats)

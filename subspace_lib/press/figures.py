@@ -24,6 +24,9 @@ Three of the hues are darker than theirs, so that every line keeps a contrast of
 figures with their lightness turned over (``book.css``), and keeps at least as much.
 """
 
+QUIET = "#858585"
+"""For lines that stand behind the others, such as contours: no line is paler than this, and none is translucent."""
+
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 

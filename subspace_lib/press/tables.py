@@ -30,14 +30,15 @@ class Table:
 
     Examples
     --------
-    >>> print(Table([{"d": 50, "accuracy": 0.8126}, {"d": 1000, "accuracy": 0.9512}], formats={"accuracy": ".3f"}))
+    >>> rows = [{"d": 50, "accuracy": 0.8126}, {"d": 1000, "accuracy": 0.9512}]
+    >>> print(Table(rows, "Accuracy by d.", formats={"accuracy": ".3f"}))
         d | accuracy
        50 |    0.813
     1,000 |    0.951
     """
 
     def __init__(
-        self, rows: Sequence[Mapping[str, Any]], caption: str = "", formats: Mapping[str, str] | None = None
+        self, rows: Sequence[Mapping[str, Any]], caption: str, formats: Mapping[str, str] | None = None
     ) -> None:
         self.headings = list(dict.fromkeys(heading for row in rows for heading in row))
         if not self.headings:
@@ -74,11 +75,10 @@ class Table:
                 f"<td {COMMON.format(s)}>{html.escape(cell)}</td>" for cell, s in zip(rest, side[1:], strict=True)
             )
             body += f"<tr>{cells}</tr>"
-        caption = f"<caption>{html.escape(self.caption)}</caption>" if self.caption else ""
         return (
             '<div class="pst-scrollable-table-container" tabindex="0" style="overflow-x: auto">'
-            f'<table class="table subspace-table">{caption}<thead><tr>{head}</tr></thead>'
-            f"<tbody>{body}</tbody></table></div>"
+            f'<table class="table subspace-table"><caption>{html.escape(self.caption)}</caption>'
+            f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
         )
 
 
