@@ -121,11 +121,11 @@ def cleared(folder: Path) -> Iterator[None]:
         waiting.communicate()
 
 
-def commit(folder: Path, everything: bool = True) -> str:
+def commit(folder: Path, everything: bool = True, whole: bool = False) -> str:
     """The commit of the checkout that a folder belongs to, or "unknown".
 
     It ends in "-dirty" where a file that git follows has changed; with ``everything`` False only where a file below the
-    folder has, or is new there.
+    folder has, or is new there. Its name is short unless it has to be ``whole``.
     """
 
     def git(*words: str) -> str:
@@ -135,7 +135,9 @@ def commit(folder: Path, everything: bool = True) -> str:
     where = ("--untracked-files=no", "--", ":/") if everything else ("--", ".")
     try:
         changed = git("status", "--porcelain", *where)
-        return git("describe", "--always", "--exclude=*") + ("-dirty" if changed else "")
+        return git("describe", "--always", "--exclude=*", *(["--abbrev=40"] if whole else [])) + (
+            "-dirty" if changed else ""
+        )
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 

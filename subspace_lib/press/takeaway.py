@@ -10,6 +10,7 @@ from typing import Any
 
 from subspace_lib.files import read_text, write_text
 from subspace_lib.press.chapters import book_of, chapter_names, read_notebook, read_yaml
+from subspace_lib.processes import commit
 
 Works = Mapping[str, tuple[str, str, str]]
 HIDDEN = {"hide-cell", "hide-input", "remove-input", "setup"}
@@ -17,6 +18,9 @@ HIDDEN = {"hide-cell", "hide-input", "remove-input", "setup"}
 
 def write_notebooks(root: Path, folder: Path, solutions: bool = True) -> None:
     """Write the chapters of a checkout, as ``plain_notebook`` makes them, into a folder; for students no solutions.
+
+    Each fetches the library of the commit that it is written from. Where a file of the checkout has changed, nobody
+    else has that library, and the last release is left to be fetched.
 
     Raises
     ------
@@ -31,12 +35,13 @@ def write_notebooks(root: Path, folder: Path, solutions: bool = True) -> None:
     address = read_yaml(root / "_config.yml").get("html", {}).get("baseurl", "")
     references = book / "references.bib"
     works = works_of(references) if references.is_file() else {}
+    revision = found if re.fullmatch("[0-9a-f]{40}", found := commit(root, whole=True)) else None
     folder.mkdir(parents=True, exist_ok=True)
     for name in chapter_names(book):
         path = book / f"{name}.ipynb"
         try:
             chapter = read_notebook(path)
-            notebook = plain_notebook(chapter if solutions else without_solutions(chapter), works, address)
+            notebook = plain_notebook(chapter if solutions else without_solutions(chapter), works, address, revision)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
         write_text(folder / f"{name}.ipynb", json.dumps(notebook, indent=1, ensure_ascii=False) + "\n")
@@ -56,11 +61,13 @@ def without_solutions(notebook: dict[str, Any]) -> dict[str, Any]:
     return {**notebook, "cells": cells}
 
 
-def plain_notebook(notebook: Mapping[str, Any], works: Works, address: str) -> dict[str, Any]:
+def plain_notebook(
+    notebook: Mapping[str, Any], works: Works, address: str, revision: str | None = None
+) -> dict[str, Any]:
     """The same notebook in Markdown that every reader of notebooks shows.
 
     Citations become names with a year and a link, links to other pages lead to the published book, and each figure's
-    caption follows its cell. The code stays as it is; what the book folds away is folded on Colab too.
+    caption follows its cell. The code stays as it is, but for the revision; what the book folds away is folded too.
 
     Parameters
     ----------
@@ -70,6 +77,8 @@ def plain_notebook(notebook: Mapping[str, Any], works: Works, address: str) -> d
         Names, year and link of each key that may be cited, as ``works_of`` gives.
     address : str
         Where the book is published.
+    revision : str, optional
+        Of which commit the set-up cell fetches the library; by default of the release that it names.
 
     Raises
     ------
@@ -82,8 +91,11 @@ def plain_notebook(notebook: Mapping[str, Any], works: Works, address: str) -> d
         if cell["cell_type"] == "markdown":
             cells.append({**cell, "source": plain(source, works, address)})
             continue
-        folded = {"cellView": "form"} if HIDDEN & set(cell["metadata"].get("tags", [])) else {}
-        cells.append({**cell, "metadata": cell["metadata"] | folded})
+        tags = set(cell["metadata"].get("tags", []))
+        if revision and "setup" in tags:
+            source = re.sub(r'"v[\d.]+"', f'"{revision}"', source)
+        folded = {"cellView": "form"} if HIDDEN & tags else {}
+        cells.append({**cell, "source": source, "metadata": cell["metadata"] | folded})
         if caption := cell["metadata"].get("mystnb", {}).get("figure", {}).get("caption"):
             text = f"**Figure.** {plain(caption, works, address)}"
             cells.append({"cell_type": "markdown", "id": f"{cell['id']}-caption"[:64], "metadata": {}, "source": text})
