@@ -286,6 +286,13 @@ def letters_in(text: str) -> set[str]:
     return found
 
 
+def test_a_link_to_a_chapter_says_more_than_its_number() -> None:
+    texts = [path.read_text(encoding="utf-8") for path in (*BOOK.glob("*.md"), *BOOK.glob("*.ipynb"))]
+    said = [words for text in texts for words in re.findall(r"\[([^]]+)\]\(\d\d_\w+\.ipynb", text)]
+    assert len(said) > 100
+    assert [words for words in said if re.fullmatch(r"(?i)(chapter )?[\d.]+", words)] == []
+
+
 def letters_of_notation() -> list[list[list[str]]]:
     """The symbols of each row of each table of the page; the first section has no table."""
     text = (BOOK / "notation.md").read_text(encoding="utf-8").partition("## Words")[0]

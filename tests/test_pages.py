@@ -51,9 +51,11 @@ LOOK = """async () => {
     sliders: sliders,
     links: all('a[href]').map(a => a.href).filter(address => address.startsWith('file:')),
     names: all('[id], a[name]').map(node => node.id || node.name),
-    unnamed: all('article :not(.text_html) > .pst-scrollable-table-container > table')
+    unnamed: all('article .pst-scrollable-table-container > table')
       .filter(t => !(t.caption?.innerText || '').trim() && !document.getElementById(t.getAttribute('aria-labelledby')))
       .map(t => t.outerHTML.slice(0, 200)),
+    unsigned: all('article :is(p, summary)').filter(one => one.textContent.trim().startsWith('Deeper:')
+      && !one.querySelector('.sign') && !one.closest('.kind.deeper')).map(one => one.outerHTML.slice(0, 200)),
     traced: all('a[target=_blank]').filter(a => !a.relList.contains('noopener')).map(a => a.href),
     headless: all('article table.table').filter(t => !t.querySelector('thead th[scope=col]')
       || [...t.tBodies].some(body => [...body.rows].some(row => !row.querySelector('th[scope=row]'))))
@@ -226,6 +228,7 @@ def test_nothing_is_cut(name: str, visits: dict[str, dict[str, Any]]) -> None:
 def test_tables_links_and_names_are_as_they_should(name: str, visits: dict[str, dict[str, Any]]) -> None:
     assert visits[name]["headless"] == []
     assert visits[name]["unnamed"] == [], "begin the paragraph before a table in bold: it becomes its caption"
+    assert visits[name]["unsigned"] == []
     assert visits[name]["traced"] == []
     names = visits[name]["names"]
     assert sorted({one for one in names if names.count(one) > 1}) == []

@@ -70,6 +70,7 @@ def test_whoever_publishes_lays_the_book_beside_its_pages_before_they_are_handed
     [copied] = [i for i, step in enumerate(steps) if made.search(step.get("run", ""))]
     [handed] = [i for i, step in enumerate(steps) if "upload-pages-artifact" in step.get("uses", "")]
     assert copied < handed
+    assert "continue-on-error" not in steps[copied], "the front page links to it"
 
 
 def test_updates_leave_jupyter_book_below_2() -> None:

@@ -20,7 +20,8 @@ def finish(page: str) -> str:
     - The first cell of each row of a table is its heading, and headings say what they head. A paragraph before a table
       that begins in bold is the table's caption; a heading right before one is its name.
     - Each formula stands there twice, as TeX and, where no script runs, as MathML; a comma after it stays with it.
-    - Each of six kinds of sections is marked, so that it looks alike in every chapter: ``KINDS``, and *Deeper*.
+    - Each of six kinds of sections is marked, so that it looks alike in every chapter: ``KINDS``, and *Deeper*, which
+      a cell that is folded may be too.
     - What can be pressed is called what stands on it, and the column at the left is a region.
     - Where no script runs, a page has the colours of the day.
     - A page that opens elsewhere is not told where its reader came from.
@@ -39,6 +40,7 @@ def finish(page: str) -> str:
     page = re.sub(rf"({FORMULA})([.,;:?!)]+)", r'<span class="kept">\1\2</span>', page, flags=re.S)
     page = re.sub(rf'<section id="({KINDS})', r'<section class="kind \1" id="\1', page)
     page = re.sub(r"<details>(\s*<summary>Deeper:)", r'<details class="kind deeper">\1', page)
+    page = re.sub(r'(<p class="\w+ admonition-title">|<p><em>)Deeper:', r'\1<span class="sign"></span>Deeper:', page)
     page = page.replace('search-button__button" title="Search" aria-label="Search"', 'search-button__button"')
     page = page.replace('<summary aria-label="Toggle hidden content">', "<summary>")
     page = page.replace(
