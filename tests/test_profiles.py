@@ -38,6 +38,8 @@ def test_absent_or_unknown_devices_are_refused(monkeypatch):
     monkeypatch.setenv("SUBSPACE_DEVICE", "cuda")
     with pytest.raises(ValueError, match="device 'cuda' was asked for, but PyTorch finds no GPU here"):
         default_device()
+    with pytest.raises(ValueError, match="unknown device None"):
+        check_device(None)
     monkeypatch.setenv("SUBSPACE_DEVICE", "abacus")
     with pytest.raises(ValueError, match="unknown device 'abacus'"):
         default_device()

@@ -222,6 +222,68 @@ def test_small_networks_against_projected_ones(found, small, own, name):
             assert found[claim] == pytest.approx(interval(gains), rel=1e-5)
 
 
+@pytest.mark.parametrize("start", ["digits", "digits_cooled"])
+def test_starts_of_fine_tuning(found, start):
+    words = {"digits": "a network of digits", "digits_cooled": "a cooled network of digits"}[start]
+    labels = {
+        "inverted digits": "mnist/inverted",
+        "shifted labels": "mnist/shifted",
+        "grey photographs": "cifar10/grey",
+    }
+    labels |= {"turned digits": "mnist/rotated_30"} if start == "digits" else {}
+    for d, size in (("20", "d = 20"), ("200", "d = 200"), ("1000", "d = 1,000"), ("159010", "all weights")):
+        gaps = {label: tested(task, start, d) - tested(task, "random", d) for label, task in labels.items()}
+        both = "inverted digits and shifted labels together"
+        gaps[both] = (gaps["inverted digits"] + gaps["shifted labels"]) / 2
+        for label, gap in gaps.items():
+            assert found[f"{words} above a random start, {label}, {size}"] == pytest.approx(interval(gap), abs=1e-6)
+
+
+def test_order_that_chapter_11_tells(found):
+    """Its sentences on the negative control, and on the cooled start, hold as long as these verdicts do."""
+    sizes = ("d = 20", "d = 200", "d = 1,000", "d = 5,000", "all weights")
+
+    def verdicts(start, label):
+        said = [found[f"{start} above a random start, {label}, {size}"] for size in sizes]
+        return ["ahead" if low > 0 else "behind" if high < 0 else "open" for _, low, high in said]
+
+    both = "inverted digits and shifted labels together"
+    sure, cooled = "a network of digits", "a cooled network of digits"
+    assert verdicts(sure, "turned digits") == ["ahead"] * 5
+    assert verdicts(sure, both) == ["behind"] * 2 + ["ahead"] * 3
+    for one in ("inverted digits", "shifted labels"):
+        assert verdicts(sure, one) == ["behind", "open", "open", "ahead", "ahead"]
+        assert verdicts(cooled, one)[2:] == ["ahead"] * 3
+    assert verdicts(sure, "grey photographs") == ["open"] + ["behind"] * 4
+    assert verdicts(cooled, both) == ["open"] + ["ahead"] * 4
+    assert verdicts(cooled, "grey photographs") == ["open"] * 5
+    for task in ("mnist/inverted", "mnist/shifted"):
+        needed = {start: of_own_baseline(task, start) for start in ("digits", "digits_cooled", "random")}
+        assert (needed["digits_cooled"] < np.minimum(needed["digits"], needed["random"])).all()
+    assert (4 * of_own_baseline("mnist/rotated_30", "digits") > of_own_baseline("mnist/rotated_30", "random")).all()
+    assert (3 * of_own_baseline("mnist/rotated_30", "digits") < of_own_baseline("mnist/rotated_30", "random")).all()
+
+
+def of_own_baseline(task, start):
+    """Where the accuracies of each seed reach 90% of those with all weights, on a line over log d."""
+    sizes = [d for d in ("20", "50", "200", "1000", "5000") if task == "mnist/rotated_30" or d != "50"]
+    curve = np.array([tested(task, start, d) for d in sizes])
+    level = 0.9 * tested(task, start, "159010")
+    return np.array([first_crossing([int(d) for d in sizes], *pair) for pair in zip(curve.T, level, strict=True)])
+
+
+def tested(task, start, d):
+    """Accuracies of seeds 0 to 2 at the rate of the lowest loss of seed 0."""
+    here = [
+        row
+        for row in read("finetune") + read("finetune_control")
+        if (row["dataset"], row["model_options"], row["d"]) == (task, json.dumps({"start": start}), d)
+    ]
+    best = min((row for row in here if row["seed"] == "0"), key=lambda row: float(row["val_loss"] or "inf"))["lr"]
+    of_seed = {row["seed"]: float(row["test_accuracy"]) for row in here if row["lr"] == best}
+    return np.array([of_seed[seed] for seed in "012"])
+
+
 def test_adapters_at_equal_numbers_trained(found):
     rows = read("finetune_adapters")
     other_seeds = {(row["model_options"], row["d"], row["lr"]) for row in rows if row["seed"] == "2"}
@@ -245,7 +307,9 @@ def test_adapters_at_equal_numbers_trained(found):
         "Uni-LoRA above LoRA of rank 1, 1,194": tested(1194, "one_hot", "lora") - tested(1194, "none", "lora"),
     }
     for claim, differences in here.items():
-        assert found[f"{claim} numbers, turned digits"] == pytest.approx(interval(differences), abs=1e-6)
+        mean, low, high = found[f"{claim} numbers, turned digits"]
+        assert (mean, low, high) == pytest.approx(interval(differences), abs=1e-6)
+        assert (low > 0) == (claim != "Uni-LoRA above one_hot, 200") and high > 0, "chapter 11 tells this order"
 
 
 def test_the_readme_holds_both_tables_as_they_are_now():

@@ -47,14 +47,17 @@ def test_results_are_empty_until_there_is_a_table(tmp_path):
     assert results("f3", tmp_path) == [{"experiment": "f3", "d": 100, "val_accuracy": 0.5, "device": "cpu"}]
 
 
-def test_runs_are_read_at_the_rate_of_the_lowest_loss_of_seed_0(tmp_path):
+def test_runs_are_read_at_the_rate_of_the_lowest_loss_of_seed_0_if_it_lies_inside(tmp_path):
     rows = [
         ("a", 0, 0.1, 0.5),
         ("a", 0, 0.3, 0.4),
+        ("a", 0, 1, ""),
         ("a", 1, 0.3, 0.6),
         ("a", 1, 0.1, 0.1),
         ("b", 0, 0.1, ""),
         ("b", 1, 1, 2),
+        ("c", 0, 0.1, 0.5),
+        ("c", 0, 0.3, 0.4),
     ]
     lines = [f"mnist/x,{start},20,{seed},{lr},{loss}" for start, seed, lr, loss in rows]
     (tmp_path / "t.csv").write_text("dataset,model_options,d,seed,lr,val_loss\n" + "\n".join(lines) + "\n")

@@ -302,6 +302,16 @@ def test_a_dask_scheduler_that_does_not_answer_is_one_line(tmp_path, capsys, mon
     assert re.search(r"(?m)^error: .*127\.0\.0\.1:9.*\n\Z", capsys.readouterr().err)
 
 
+def test_dask_that_is_not_installed_is_said_before_anything_is_written(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sweep, "find_spec", lambda name: None)
+    nobody = ["--dask", "tcp://127.0.0.1:9", "--out", str(tmp_path)]
+    assert main(["sweep", "lr", "--profile", "smoke", *nobody]) == 2
+    assert capsys.readouterr().err == (
+        "error: dask = 'tcp://127.0.0.1:9' needs the package distributed; install it with `pip install distributed`\n"
+    )
+    assert not list(tmp_path.rglob("*.lock"))
+
+
 @pytest.mark.parametrize("harm", ["truncated", "edited", "emptied", "not ours"])
 def test_a_damaged_record_is_named_kept_and_made_again(folder, harm, capsys):
     first = go(folder)
@@ -444,6 +454,29 @@ def test_a_sealed_record_of_which_anything_is_missing_or_of_another_type_is_name
     write_record(folder / "a.json", record | {"spec": record["spec"] | {"colour": 1}})
     with pytest.raises(DamagedRecordError, match="a.json has 'colour' in 'spec', which no run has"):
         read_record((folder / "a.json").read_text(), "a.json")
+
+
+@pytest.mark.parametrize(
+    ("part", "lie", "said"),
+    [
+        ("result", {"d": 4000}, "has 4000 dimensions of 3190"),
+        ("result", {"d": 0}, "has 0 dimensions of 3190"),
+        ("result", {"D": -3190}, "has 5 dimensions of -3190"),
+        ("result", {"val_accuracy": 97.1}, "has 97.1 as 'val_accuracy'"),
+        ("result", {"test_accuracy": -0.1}, "has -0.1 as 'test_accuracy'"),
+        ("spec", {"options": {"density": float("nan")}}, "is not a whole record"),
+        ("spec", {"lr": float("inf")}, "is not a whole record"),
+    ],
+)
+def test_a_sealed_record_of_what_cannot_be_is_named_and_set_aside(folder, part, lie, said):
+    [record] = go(folder, [SPEC]).values()
+    told = record | {part: record[part] | lie}
+    path = folder / "lies" / f"{Spec(**told['spec']).key}.json"
+    path.parent.mkdir()
+    write_record(path, told)
+    known, damaged = read_records(path.parent)
+    assert known == {} and len(damaged) == 1 and f"{path} {said}" in damaged[0]
+    assert path.with_name(path.name + ".damaged").exists()
 
 
 def test_a_record_under_the_name_of_another_run_is_set_aside_and_that_run_is_made(folder, capsys):

@@ -15,7 +15,7 @@ from typing import Any
 from subspace_lib.files import write_text
 from subspace_lib.intrinsic import crossing, increasing
 from subspace_lib.study.claims import Comparison, compare, of_differences
-from subspace_lib.study.experiments import EXPERIMENTS, experiment
+from subspace_lib.study.experiments import EXPERIMENTS, FINE_TUNING, experiment
 from subspace_lib.study.records import DATA, Spec, at_best_rate, curves, results
 from subspace_lib.study.scorecard import pooling_effect
 from subspace_lib.tasks.profiles import get_profile
@@ -29,14 +29,34 @@ CORNERS = {
 """The 2 x 2 of rows and column norms at density 1/sqrt(D), in "f5"."""
 SIZES = ((250, 500), (500, 1000), (1000, 2000), (2000, 3000), (3000, 6000))
 
+START_TASKS = {
+    ("mnist/rotated_30",): "turned digits",
+    ("mnist/inverted",): "inverted digits",
+    ("mnist/shifted",): "shifted labels",
+    ("mnist/inverted", "mnist/shifted"): "inverted digits and shifted labels together",
+    ("cifar10/grey",): "grey photographs",
+}
+FULL, LARGE = 159_010, 4_652_008
+"""D of the two networks that are fine-tuned."""
+_SURE, _LOOSE = {"start": "imagenet", "norm": "frozen"}, {"start": "random", "norm": "batch"}
+_FACTORS, _BATCH = {"adapter": {"kind": "lora", "rank": 4}}, {"start": "imagenet", "norm": "batch"}
+LARGE_CLAIMS = (
+    ("ImageNet's weights above a random start, d = 1,000", (_SURE, 1000), (_LOOSE, 1000)),
+    ("ImageNet's weights above a random start, all weights", (_SURE, None), (_LOOSE, None)),
+    ("statistics of the batch above frozen ones, d = 1,000", (_BATCH, 1000), (_SURE, 1000)),
+    ("Uni-LoRA above one_hot, 200 numbers", (_SURE | _FACTORS, 200), (_SURE, 200)),
+    ("Uni-LoRA above one_hot, 1,000 numbers", (_SURE | _FACTORS, 1000), (_SURE, 1000)),
+)
+"""Pairs of options and d of the large network (None: all its weights), the first of which may be ahead."""
+
 Row = dict[str, Any]
 Finding = tuple[str, Comparison]
 
 
 def findings(folder: Path = DATA / "results") -> list[Finding]:
     """Each claim, in words that hold where its verdict is "ahead", and what the paired runs say."""
-    parts = (_corners, _families, _single_weights, _layers, _shapes, _small_networks, _adapters)
-    return [finding for part in parts for finding in part(folder)]
+    study = (_corners, _families, _single_weights, _layers, _shapes, _small_networks)
+    return [finding for part in (*study, _starts, _adapters, large_network) for finding in part(folder)]
 
 
 def table(found: list[Finding]) -> str:
@@ -156,6 +176,34 @@ def _small_networks(folder: Path) -> Iterator[Finding]:
                 )
 
 
+def _starts(folder: Path) -> Iterator[Finding]:
+    """Fine-tuning from a network of digits, sure of its answers or cooled, beside a random start."""
+    at: dict[tuple[str, str], dict[int, list[Row]]] = {}
+    for name in ("finetune", "finetune_control"):
+        for (task, options, size), rows in at_best_rate(name, folder).items():
+            at.setdefault((task, json.loads(options)["start"]), {})[size] = rows
+    for start, words in (("digits", "a network of digits"), ("digits_cooled", "a cooled network of digits")):
+        for tasks, label in START_TASKS.items():
+            for d in FINE_TUNING:
+                sides = [[at.get((task, one), {}).get(d or FULL, []) for task in tasks] for one in (start, "random")]
+                if all(map(all, sides)):
+                    gaps = [_by_seed(one, other, "test_accuracy") for one, other in zip(*sides, strict=True)]
+                    means = [fmean(gap[seed] for gap in gaps) for seed in sorted(set.intersection(*map(set, gaps)))]
+                    where = f"d = {d:,}" if d else "all weights"
+                    yield f"{words} above a random start, {label}, {where}", of_differences(means)
+
+
+def large_network(folder: Path = DATA / "results") -> Iterator[Finding]:
+    """What the runs of EfficientNet say, as far as both sides have two seeds or more."""
+    points: dict[tuple[str, int | None], list[Row]] = {}
+    for (_, options, d), rows in at_best_rate("finetune_network", folder).items():
+        points[options, d if d != LARGE else None] = rows
+    for claim, *sides in LARGE_CLAIMS:
+        one, other = (points.get((json.dumps(options, sort_keys=True), size), []) for options, size in sides)
+        if len(_by_seed(one, other, "test_accuracy")) > 1:
+            yield f"{claim}, photographs", compare(one, other, quantity="test_accuracy")
+
+
 def _adapters(folder: Path) -> Iterator[Finding]:
     kinds: dict[tuple[str, int], list[Row]] = {}
     for (_, options, d), rows in at_best_rate("finetune_adapters", folder).items():
@@ -196,9 +244,9 @@ def _at(curve: list[tuple[int, float]], size: int) -> float:
     return below + (above - below) * math.log(size / d) / math.log(next_d / d)
 
 
-def _by_seed(a: list[Row], b: list[Row]) -> dict[int, float]:
-    other = {row["seed"]: row["val_accuracy"] for row in b}
-    return {row["seed"]: row["val_accuracy"] - other[row["seed"]] for row in a if row["seed"] in other}
+def _by_seed(a: list[Row], b: list[Row], quantity: str = "val_accuracy") -> dict[int, float]:
+    other = {row["seed"]: row[quantity] for row in b}
+    return {row["seed"]: row[quantity] - other[row["seed"]] for row in a if row["seed"] in other}
 
 
 def _slope(points: list[tuple[float, float]]) -> float:

@@ -151,7 +151,7 @@ def read_record(text: str, source: str) -> Record:
         If another version of the library wrote it.
     """
     try:
-        sealed = json.loads(text)
+        sealed = json.loads(text, parse_constant=_refuse)
         version, checksum = sealed["version"], sealed.pop("checksum")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DamagedRecordError(f"{source} is not a whole record ({type(error).__name__})") from None
@@ -168,6 +168,10 @@ def read_record(text: str, source: str) -> Record:
     return record
 
 
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON")
+
+
 def _fault(record: Record) -> str:
     """What a record lacks, or has of the wrong kind; empty if nothing."""
     for part, kinds in KINDS.items():
@@ -179,8 +183,15 @@ def _fault(record: Record) -> str:
             value = record[part][name]
             if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool) or not _is_plain(value):
                 return f"has {value!r} as {name!r} in {part!r}"
-    unknown = set(record["spec"]) - set(KINDS["spec"])
-    return f"has {min(unknown)!r} in 'spec', which no run has" if unknown else ""
+    if unknown := set(record["spec"]) - set(KINDS["spec"]):
+        return f"has {min(unknown)!r} in 'spec', which no run has"
+    result = record["result"]
+    if not 1 <= result["d"] <= result["D"]:
+        return f"has {result['d']} dimensions of {result['D']}"
+    for name in ("val_accuracy", "test_accuracy"):
+        if not 0 <= (result[name] or 0) <= 1:
+            return f"has {result[name]} as {name!r}"
+    return ""
 
 
 def _is_plain(value: Any) -> bool:
@@ -279,17 +290,18 @@ def accuracy_over_d(experiment: str, folder: Path = DATA / "results") -> tuple[d
 def at_best_rate(experiment: str, folder: Path = DATA / "results") -> dict[tuple[str, str, int], list[dict[str, Any]]]:
     """Runs by data set, options of the network and d, each at the rate of its lowest validation loss on seed 0.
 
-    For experiments that try several rates at every point; empty where there is no table yet.
+    For experiments that try several rates at every point. A point whose best rate is the lowest or the highest of those
+    recorded is left out: its list is too short, or not whole yet. Empty where there is no table yet.
     """
     points: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
     for row in results(experiment, folder):
         points.setdefault((row["dataset"], row["model_options"], row["d"]), []).append(row)
     found = {}
     for point, rows in points.items():
-        first = {row["val_loss"]: row["lr"] for row in rows if row["seed"] == 0 and row["val_loss"] is not None}
-        if first:
-            chosen = [row for row in rows if row["lr"] == first[min(first)]]
-            found[point] = sorted(chosen, key=lambda row: row["seed"])
+        losses = {row["lr"]: row["val_loss"] for row in rows if row["seed"] == 0}
+        best = min(losses, key=lambda lr: math.inf if losses[lr] is None else losses[lr], default=math.inf)
+        if min(losses, default=best) < best < max(losses, default=best):
+            found[point] = sorted((row for row in rows if row["lr"] == best), key=lambda row: row["seed"])
     return found
 
 

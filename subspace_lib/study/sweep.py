@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -82,13 +83,15 @@ def sweep(
     RecordVersionError
         If there are records of another version.
     ValueError
-        If the device or the number of jobs is not possible.
+        If the device or the number of jobs is not possible, or the package for Dask is not installed.
     OSError
         If no Dask scheduler answers.
     """
     check_device(device)
     if jobs < 1:
         raise ValueError(f"jobs must be at least 1, got {jobs}")
+    if dask and not find_spec("distributed"):
+        raise ValueError(f"dask = {dask!r} needs the package distributed; install it with `pip install distributed`")
     records.mkdir(parents=True, exist_ok=True)
     failures: dict[str, str] = {}
     work = functools.partial(

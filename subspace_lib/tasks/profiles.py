@@ -78,7 +78,7 @@ def check_device(device: str) -> str:
     allowed = ", ".join(TESTED)
     try:
         where = torch.device(device)
-    except RuntimeError:
+    except (RuntimeError, TypeError):
         raise ValueError(f"unknown device {device!r}; choose one of: {allowed}") from None
     if where.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device {device!r} was asked for, but PyTorch finds no GPU here; use 'cpu'")
