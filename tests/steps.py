@@ -34,7 +34,7 @@ REAL = 50
 """Steps of its own loop that a cell really takes."""
 
 counted: collections.Counter[str] = collections.Counter()
-in_this_cell = 0
+in_this_cell, within = 0, False
 
 
 def epochs(self: loop.Loop, runs: Runs, histories: list[loop.History], best: list[dict[str, torch.Tensor]]) -> None:
@@ -68,19 +68,25 @@ def seldom(function):
 
 
 def counting(function):
-    """A ``step`` that counts itself, and is taken at first only."""
+    """A ``step`` that counts itself, but not the one it takes within, and is taken at first only."""
 
     def step(*given, **named):
-        global in_this_cell
+        global in_this_cell, within
+        if within:
+            return function(*given, **named)
         counted["others"] += 1
         in_this_cell += 1
-        return function(*given, **named) if in_this_cell < REAL else None
+        within = True
+        try:
+            return function(*given, **named) if in_this_cell < REAL else None
+        finally:
+            within = False
 
     return step
 
 
-def run(name: str, profile: str) -> float:
-    """Run a chapter at a profile; the seconds that this took a core."""
+def run(name: str, profile: str, broken: list[str]) -> float:
+    """Run a chapter at a profile, and name the cells that break; the seconds that this took a core."""
     global in_this_cell
     counted.clear()
     names = {"__name__": "__main__", "display": lambda *_: None}
@@ -94,6 +100,7 @@ def run(name: str, profile: str) -> float:
                 exec(compile(source, f"{name}, cell {number}", "exec"), names)
             except Exception:
                 traceback.print_exc()
+                broken.append(f"{name}, cell {number}")
             matplotlib.pyplot.close("all")
     return time.process_time() - began
 
@@ -118,15 +125,18 @@ def main() -> None:
     patches += [mock.patch.object(widgets, "FrameSlider", lambda *_, **__: None)]
     for patch in patches:
         patch.start()
-    lines = []
+    lines: list[str] = []
+    broken: list[str] = []
     for name in chosen.chapters:
         with contextlib.redirect_stdout(io.StringIO()):
-            seconds = run(name, chosen.profile)
+            seconds = run(name, chosen.profile, broken)
         training = sum(steps * cost(kind) for kind, steps in counted.items()) / 1000
         said = ", ".join(f"{steps:,} of {kind}" for kind, steps in sorted(counted.items()))
         lines.append(f"{name:28s} {training:5.0f} s of training, {seconds:4.0f} s of the rest here; steps: {said}")
         print(lines[-1], flush=True)
     print("=== all", *lines, sep="\n")
+    if broken:
+        raise SystemExit(f"steps are missing: these cells broke: {'; '.join(broken)}")
 
 
 if __name__ == "__main__":

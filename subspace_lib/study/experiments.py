@@ -28,8 +28,8 @@ DIMENSIONS = {
     "f4": (100, 300, 750, 2000, 3500, 6000, 9000, 17_000),
 }
 TUNING: dict[str, dict[int | None, tuple[float, ...]]] = {
-    "f1": {None: (1e-4, 3e-4, 1e-3, 3e-3), 300: RATES[1:], 1500: RATES[1:], 10_000: RATES[1:]},
-    "f2": {None: (3e-5, 1e-4, 3e-4, 1e-3), 750: RATES[1:], 5000: RATES[1:4], 12_000: RATES[1:4]},
+    "f1": {None: (1e-4, 3e-4, 1e-3, 3e-3), 300: RATES[1:], 1500: RATES[1:], 10_000: RATES},
+    "f2": {None: (3e-5, 1e-4, 3e-4, 1e-3), 750: (*RATES[1:], 3e-1), 5000: RATES[:4], 12_000: RATES[:4]},
     "f3": {None: (3e-4, 1e-3, 3e-3), 150: RATES[1:], 300: RATES[1:], 750: RATES[1:], 6000: RATES},
     "f4": {None: (3e-4, 1e-3, 3e-3, 1e-2), 300: RATES[1:], 750: RATES[1:], 6000: RATES},
 }
@@ -143,13 +143,11 @@ def experiment(name: str, profile: Profile, folder: Path = DATA / "results") -> 
     ]
 
 
-def chosen_rate(
-    dataset: str, model: str, projected: bool, folder: Path = DATA / "results", size: int | None = None
-) -> float:
+def chosen_rate(dataset: str, model: str, projected: bool, folder: Path = DATA / "results", size: int = 1) -> float:
     """The learning rate of a task, by the mean validation loss of its runs in "lr", for small networks "lr_small".
 
-    The task's own rate is the one of lowest loss over all sizes that were tried. At a size the rate is that of the
-    nearest size tried, on a scale of log d: the task's own, unless another is better there by more than ``TIE``.
+    It is that of the nearest size tried, on a scale of log d: of the rates whose loss is within ``TIE`` of the lowest
+    there the largest, whose runs are the shortest.
 
     Parameters
     ----------
@@ -159,8 +157,8 @@ def chosen_rate(
         Whether a subspace is trained, or all weights.
     folder : Path
         Where the tables are.
-    size : int, optional
-        d of a subspace, D of a small network; by default the task's own rate is given.
+    size : int
+        d of a subspace, D of a small network; direct training has one size only.
 
     Raises
     ------
@@ -193,20 +191,14 @@ def chosen_rate(
             f"({whole} of {len(asked)} settings{', of several lengths' * (len(lengths) > 1)}); "
             f"run `python -m subspace_lib sweep {tuning}` first"
         )
-    means = {tried: {rate: fmean(runs) for rate, runs in rates.items()} for tried, rates in losses.items()}
-    tried = set.intersection(*(set(rates) for rates in means.values()))
-    own = chosen = min(tried, key=lambda rate: fmean(rates[rate] for rates in means.values()))
-    where = "over all sizes"
-    if size is not None:
-        nearest = min(means, key=lambda one: abs(math.log(size / one)))
-        best = min(means[nearest], key=means[nearest].__getitem__)
-        if means[nearest][best] < (1 - TIE) * means[nearest][own]:
-            chosen, tried, where = best, set(means[nearest]), f"at {nearest:,} dimensions"
-    if chosen in (min(tried), max(tried)):
-        end, further = ("lowest", "lower") if chosen == min(tried) else ("highest", "higher")
+    nearest = min(losses, key=lambda tried: abs(math.log(size / tried)))
+    means = {rate: fmean(runs) for rate, runs in losses[nearest].items()}
+    chosen = max(rate for rate, loss in means.items() if loss <= (1 + TIE) * min(means.values()))
+    if chosen in (min(means), max(means)):
+        end, further = ("lowest", "lower") if chosen == min(means) else ("highest", "higher")
         raise ValueError(
-            f"the best learning rate of {model} on {dataset} {where}, {chosen:g}, is the {end} that was tried; "
-            f"add {further} ones to TUNING and run `python -m subspace_lib sweep {tuning}`"
+            f"the learning rate of {model} on {dataset} at {nearest:,} dimensions, {chosen:g}, is the {end} that was "
+            f"tried; add {further} ones to TUNING and run `python -m subspace_lib sweep {tuning}`"
         )
     return chosen
 
