@@ -1,6 +1,8 @@
 """The house: which room may use which, read from the source, and what the library alone needs."""
 
 import ast
+import importlib
+import pickle
 import re
 import subprocess
 import sys
@@ -10,6 +12,8 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
+
+from subspace_lib import DivergedError, History
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "subspace_lib"
@@ -120,3 +124,16 @@ def test_the_wheel_holds_every_file_beside_the_code() -> None:
     held = {path for glob in globs for path in PACKAGE.glob(glob)}
     beside = {path for path in PACKAGE.rglob("*.*") if path.suffix not in (".py", ".pyc")}
     assert beside <= held, f"pyproject.toml leaves out {beside - held}"
+
+
+def test_every_error_of_ours_crosses_processes() -> None:
+    found = set()
+    for room in sorted(set(ROOMS) - {"subspace_lib.__main__", "subspace_lib.projections.triton_kernels"}):
+        module = importlib.import_module(room.removesuffix(".__init__"))
+        found |= {one for one in vars(module).values() if isinstance(one, type) and issubclass(one, BaseException)}
+    ours = {one for one in found if one.__module__.startswith("subspace_lib")}
+    assert len(ours) >= 9
+    for kind in ours:
+        about = ("why", History()) if kind is DivergedError else ("why",)
+        again = pickle.loads(pickle.dumps(kind(*about)))
+        assert type(again) is kind and str(again) == "why" and vars(again) == vars(kind(*about))
