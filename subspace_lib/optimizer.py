@@ -99,12 +99,14 @@ class SubspaceOptimizer(torch.optim.Optimizer):
             if any(p.grad is not None for p in self._weights):
                 self._pull()  # sharpness-aware minimisation begins with the gradient that it finds
 
+            @torch.no_grad()
             def evaluate() -> Any:
                 self._write()  # the optimiser of z may have moved it
                 if self.z.grad is None or not self.z.grad.any():  # and forgotten its gradient
                     self.zero_grad()
                 with torch.enable_grad():
                     loss = closure()
+                self._notice_changes()
                 self._pull()
                 return loss
 
@@ -358,8 +360,10 @@ class SubspaceOptimizer(torch.optim.Optimizer):
     def _take_in(self) -> None:
         """Move z to where the weights are now; refuse weights that no z can give."""
         self._check_places()
-        now, expected = flat(self._weights, self.P.dtype), self._expected()
-        if not torch.equal(now, expected):
+        now, expected, z = flat(self._weights, self.P.dtype), self._expected(), self.z.detach()
+        if not torch.allclose(now, expected, rtol=0, atol=0, equal_nan=True):
+            if not expected.isfinite().all():  # z is lost, and nothing is gained by starting from there
+                expected, z = self.theta0, torch.zeros_like(z)
             change = now - expected
             noise = torch.stack([torch.finfo(p.dtype).eps * p.float().norm() for p in self._weights]).norm()
             dz = _nearest(self.P, change)
@@ -373,7 +377,7 @@ class SubspaceOptimizer(torch.optim.Optimizer):
                     f"the weights were changed since the last step, {name!r} most, and no z gives what they are now; "
                     "put them back, or make a new SubspaceOptimizer, whose theta0 they become"
                 )
-            self.z.add_(dz)
+            self.z.copy_(z + dz)
         self._lay()
         self._write()
 

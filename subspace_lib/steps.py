@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from subspace_lib import checks
 from subspace_lib.data import batches_of
-from subspace_lib.networks import Absent, put
+from subspace_lib.networks import Absent, dense, put
 from subspace_lib.optimizer import optimizer_of
 from subspace_lib.products import Products
 from subspace_lib.subspace import SubspaceModel
@@ -165,6 +165,9 @@ class One(Runs):
     def pull(self, losses: Tensor) -> None:
         self.optimizer.zero_grad()
         losses.backward()
+        if self.optimizer.defaults.get("fused"):  # and takes dense gradients alone
+            for p in (p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None):
+                p.grad = dense(p.grad)
 
     def changing(self) -> State:
         """What training changes, by name."""

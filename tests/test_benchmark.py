@@ -10,7 +10,7 @@ from subspace_lib import __main__
 from subspace_lib.press import figures
 from subspace_lib.projections import PROJECTIONS
 from subspace_lib.study.benchmark import all_variants, benchmark, build_peak, cheap, in_turns, run_benchmark
-from subspace_lib.study.records import read_table
+from subspace_lib.study.records import COLUMNS, OTHER_COLUMNS, read_table
 
 SMALL = {"in_features": 20, "d": 50, "rounds": 2, "scale_D": (2000,), "scale_d": (10, 100)}
 
@@ -81,6 +81,7 @@ def test_steps_take_turns_and_are_compared_pair_by_pair(monkeypatch):
     assert calls == ["direct", "direct", "quick", "quick"] * 4
     assert (good["direct_ms"], good["step_ms"], good["step_over_direct"]) == (2.0, 4.0, 2.0)
     assert bad == {"step_refused": "no graph"}
+    assert (good | bad).keys() <= (COLUMNS | OTHER_COLUMNS).keys(), "as a table is read again"
 
 
 def test_only_some_take_the_place_of_their_rows(tmp_path, capsys, quick):

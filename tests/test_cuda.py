@@ -17,7 +17,7 @@ from subspace_lib import (
     fit_many,
     make_projection,
 )
-from subspace_lib.study.benchmark import IN_TRITON, benchmark, triton_asked_for
+from subspace_lib.study.benchmark import benchmark, triton_asked_for
 
 DEVICE = "cuda"
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -58,7 +58,7 @@ def test_same_P(name, options, dtype, rtol):
     torch.testing.assert_close(there.pull(v[1].clone().to(DEVICE)).cpu(), here.adjoint(v[1]), **close)
 
 
-@pytest.mark.parametrize("name", IN_TRITON)
+@pytest.mark.parametrize("name", ["one_hot", "hadamard"])
 @pytest.mark.parametrize(("D", "d"), [(1314, 70), (100_000, 60), (472_610, 4500)])
 def test_kernels_in_triton_give_what_PyTorch_gives(name, D, d):
     pytest.importorskip("triton")
@@ -114,4 +114,5 @@ def test_benchmark_measures():
     assert all(min(row["forward_ms"], row["adjoint_ms"], row.get("step_ms", 1)) > 0 for row in rows)
     if importlib.util.find_spec("triton"):
         steps = {row["projection"]: row for row in rows if row["part"] == "step" and not row["layout"]}
-        assert all(min(steps[name]["triton_ms"], steps[name]["triton_graph_ms"]) > 0 for name in IN_TRITON)
+        timed = {name for name, row in steps.items() if min(row.get("triton_ms", 0), row.get("triton_graph_ms", 0)) > 0}
+        assert timed == {"one_hot", "hadamard"}

@@ -404,19 +404,25 @@ def test_products_are_kept_only_where_nobody_could_tell():
     assert not kept(SubspaceModel(augmented, P).factored(), Data(train=(x, torch.tensor([0, 1])), val=None))
 
 
-@pytest.mark.parametrize("change", ["data", "theta0", "state"])
+@pytest.mark.parametrize("change", ["data", "array", "rows", "theta0", "data of theta0", "state"])
 def test_what_is_changed_while_products_are_kept_is_refused(change):
     model, data = small().factored(), pictures()
-    other = small().factored().state_dict()
+    array, other = data.train[0].numpy(), small().factored().state_dict()
 
     def meddle(_):
         with torch.no_grad():
             if change == "data":
                 data.train[0].neg_()
+            elif change == "array":
+                array[3] += 0.01
+            elif change == "rows":
+                array[[0, 1]] = array[[1, 0]]
+            elif change == "data of theta0":
+                model.theta0.data[7] += 0.01
             elif change == "theta0":
                 model.theta0.mul_(2)
             else:
-                model.load_state_dict(other)
+                model.load_state_dict(other | {"theta0": 2 * model.theta0})
 
     with pytest.raises(ValueError, match="were changed while fit keeps what the first layer makes"):
         fit(model, data, epochs=3, lr=1e-2, batch_size=8, on_epoch=meddle)

@@ -3,10 +3,13 @@
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from subspace_lib import MLP, PROJECTIONS, LayerwiseProjection, SubspaceOptimizer, count_parameters, diagnose
 from subspace_lib import make_projection as make
@@ -240,14 +243,16 @@ def no_room_to_compile(folder, monkeypatch):
     "trouble",
     [no_compiler, broken_compiler, compiler_of_nothing, cache_is_a_file, home_is_read_only, no_room_to_compile],
 )
-def test_one_warning_says_why_there_are_none(trouble, fresh, monkeypatch):
+def test_one_line_says_why_there_are_none(trouble, fresh, monkeypatch, capsys):
+    """And no step is broken by it, even where warnings are errors."""
     words = trouble(fresh, monkeypatch)
     P, out = make("one_hot", 100, 5), torch.empty(100)
-    with pytest.warns(UserWarning) as warned:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
         for _ in range(3):
             P.write(torch.zeros(100), torch.ones(5), out)
     assert torch.equal(out, P(torch.ones(5)))
-    [message] = [str(one.message) for one in warned]
+    [message] = capsys.readouterr().err.splitlines()
     assert message.startswith("training steps are computed by PyTorch (") and words in message
     assert "SUBSPACE_KERNELS=0" in message
     assert not list(fresh.glob("cache/**/*.so"))
@@ -335,7 +340,58 @@ def test_pytorch_counts_what_a_kernel_writes():
 
 
 @linux
-def test_a_cache_of_another_user_is_not_believed(fresh, monkeypatch):
+def test_a_cache_of_another_user_is_not_believed(fresh, monkeypatch, capsys):
     monkeypatch.setattr(kernels.os, "getuid", lambda: 12345)
-    with pytest.warns(UserWarning, match="belongs to another user"):
-        assert kernels.loaded()[0] is None
+    assert kernels.loaded()[0] is None
+    assert "belongs to another user" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("density", [None, 0.4])
+def test_orders_of_sparse_hold_every_entry_once(density, monkeypatch):
+    """Read back one by one: place 16 g + i of a block has its entries at 16 places from each other."""
+    monkeypatch.setattr(sparse, "BLOCK", 50)
+    P = make("sparse", 401, 130, density=density)
+    for names, (rows, width) in {
+        ("row_starts", "column_of", "value_by_row"): (401, 130),
+        ("column_starts", "row_of", "value_by_column"): (130, 401),
+    }.items():
+        found = np.zeros((rows, width))
+        groups = sparse.groups_of_rows(*map(P.get_buffer, names), width)
+        assert len(groups) == -(-width // 50)
+        for block, (offsets, entries, order) in enumerate(groups):
+            size = min(50, width - 50 * block)
+            for place, row in enumerate(order.tolist()):
+                for entry in entries[offsets[place // 16] : offsets[place // 16 + 1], place % 16].tolist():
+                    if entry < 2 * size:
+                        found[row, 50 * block + entry % size] += 1 if entry < size else -1
+        matrix = P.to_dense().sign().numpy()
+        assert (found == (matrix if rows == 401 else matrix.T)).all()
+
+
+@linux
+def test_bytes_kept_count_what_is_made_for_kernels():
+    P = LayerwiseProjection([make("sparse", 40_001, 70)])
+    kept = sum(buffer.nbytes for buffer in P.buffers())
+    assert P.nbytes == kept
+    both(P, normal(70), normal(40_001), normal(40_001))
+    made = sum(one.nbytes for groups in P.blocks[0]._groups.values() for group in groups for one in group)
+    assert P.nbytes == P.blocks[0].nbytes == kept + made > kept
+
+
+class Subclass(torch.Tensor):
+    """A tensor by which somebody sees what is computed."""
+
+
+def test_triton_is_asked_what_it_can_do_before_it_is_said_to_do_it(monkeypatch):
+    """Here by kernels that are not there: those of hadamard take blocks up to a size, and float32 alone."""
+    ordinary = torch.zeros(3)
+    others = ordinary.double(), ordinary.as_subclass(Subclass), torch.zeros(6)[::2]
+    assert kernels._ordinary([ordinary, nn.Parameter(ordinary)], "cpu") and not kernels._ordinary([ordinary], "cuda")
+    assert not any(kernels._ordinary([ordinary, other], "cpu") for other in others)
+    asked = []
+    monkeypatch.setattr(kernels, "in_triton", lambda *tensors: asked.append(tensors))
+    for D, d, is_asked in ((1000, 100, True), (40_000, 8193, False)):
+        P, asked[:] = make("hadamard", D, d), []
+        P.write(torch.zeros(D), torch.ones(d), torch.empty(D))
+        P._transform_back(torch.ones(D))
+        assert [tensors[0] is P._like for tensors in asked] == ([True, True] if is_asked else []), (D, d)

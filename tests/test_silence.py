@@ -279,6 +279,91 @@ def test_weights_that_are_not_numbers_are_not_taken_for_changed():
     assert torch.isnan(torch.from_numpy(array)).all() and not is_lazy(net, optimizer)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_best_weights_bring_a_z_back_that_was_lost(dtype):
+    net, optimizer = setting(net=net_of().to(dtype))
+
+    def step(gradient, **numbers):
+        optimizer.param_groups[0].update(numbers)
+        for p in net.parameters():
+            p.grad = torch.full_like(p, gradient)
+        optimizer.step()
+
+    step(1.0)
+    best, z = copy.deepcopy(net.state_dict()), optimizer.z.detach().clone()
+    step(torch.nan)
+    assert optimizer.z.isnan().all()
+    other, copied = copy.deepcopy((net, optimizer))
+    assert theta_of(other).isnan().all() and copied.z.isnan().all(), "a copy is what it is a copy of"
+    net.load_state_dict(best)
+    step(1.0, lr=0.0)
+    assert torch.allclose(optimizer.z, z, atol=1e-6 if dtype == torch.float32 else 1e-2)
+    net.load_state_dict(net_of(7).state_dict())
+    with pytest.raises(ValueError, match="no z gives what they are now"):
+        step(1.0)
+
+
+def half_a_move(net, P):
+    """Weights that lie in the subspace."""
+    vector_to_parameters(theta_of(net) + 0.5 * P(torch.arange(9.0).double()), net.parameters())
+
+
+def elsewhere(net, P):
+    net.load_state_dict(net_of(7).state_dict())
+
+
+def double(optimizer_class, **options):
+    net = net_of().double()
+    P = make_projection("one_hot", count_parameters(net), 9, dtype=torch.float64)
+    return net, SubspaceOptimizer(net, P, optimizer_class, lr=0.05, **options)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("optimizer_class", [torch.optim.SGD, torch.optim.LBFGS])
+def test_weights_that_a_closure_changes_are_taken_in_or_refused(optimizer_class, when):
+    """As by an ordinary optimiser of z, to which a model belongs whose z the closure moves."""
+    options = {"max_iter": 4} if optimizer_class is torch.optim.LBFGS else {}
+
+    def ended(model, net, optimizer, change):
+        calls = []
+
+        def closure():
+            calls.append(1)
+            optimizer.zero_grad()
+            if len(calls) == 1 and when == "before":
+                change()
+            loss = F.cross_entropy((net if model is None else model)(X.double()), Y)
+            loss.backward()
+            if len(calls) == 1 and when == "after":
+                change()
+            return loss
+
+        for _ in range(2):
+            optimizer.step(closure)
+
+    net, optimizer = double(optimizer_class, **options)
+    model = SubspaceModel(net_of().double(), optimizer.P)
+    plain = optimizer_class([model.z], lr=0.05, **options)
+    ended(None, net, optimizer, lambda: half_a_move(net, optimizer.P))
+    ended(model, None, plain, lambda: model.z.data.add_(0.5 * torch.arange(9.0)))
+    assert torch.allclose(optimizer.z, model.z, atol=1e-8) and optimizer.z[8] > 1
+    assert torch.equal(theta_of(net), optimizer.theta0 + optimizer.P(optimizer.z.detach()))
+    with pytest.raises(ValueError, match="the weights were changed since the last step"):
+        ended(None, net, optimizer, lambda: elsewhere(net, optimizer.P))
+
+
+@pytest.mark.parametrize("optimizer_class", [torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD])
+def test_sparse_gradients_train_as_dense_ones(optimizer_class):
+    words = torch.arange(64).reshape(64, 1) % 9
+    found = []
+    for sparse in (True, False):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Embedding(9, 6, sparse=sparse), nn.Flatten(), nn.Linear(6, 3))
+        data = Data(train=(words, words[:, 0] % 3), val=None)
+        found.append(fit(net, data, epochs=3, lr=0.1, batch_size=16, optimizer_class=optimizer_class).train_loss)
+    assert found[0] == found[1]
+
+
 def test_weights_whose_memory_was_given_away_are_refused():
     net, optimizer = setting()
     F.cross_entropy(net(X), Y).backward()

@@ -211,7 +211,12 @@ class Projection(nn.Module, metaclass=_Drawn):
     @property
     def nbytes(self) -> int:
         """Bytes that P keeps in memory."""
-        return sum(buffer.nbytes for buffer in self.buffers())
+        parts = (part for part in self.modules() if isinstance(part, Projection))
+        return sum(one.nbytes for one in (*self.buffers(), *(made for part in parts for made in part._made())))
+
+    def _made(self) -> list[Tensor]:
+        """What P keeps beside its buffers, made when it was first needed."""
+        return []
 
     @property
     def device(self) -> torch.device:

@@ -1,7 +1,7 @@
 """The products of a training step in C, compiled on first use; PyTorch's own where that cannot be.
 
 They change the rounding of a step, not P, and are there by default, since a step costs up to a third less. The one
-time that something is compiled, a line says so; where it cannot be, a warning does. ``diagnose`` names what runs.
+time that something is compiled, or cannot be, a line says so. ``diagnose`` names what runs.
 kronecker has none: both its products are PyTorch's, and a kernel for them took longer (1.65 of a direct step for 1.48).
 """
 
@@ -18,8 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from shutil import which
 from types import ModuleType
@@ -37,6 +36,8 @@ FLAGS = ("-std=gnu11", "-O3", "-march=native", "-fopenmp", "-fPIC")
 """Never -ffast-math: with it a library may make the whole process flush small numbers to zero."""
 SERIAL = 2**15
 """Fewer weights than this are not worth a second thread."""
+LARGEST_BLOCK = 8192
+"""Rows of a block of hadamard that a program in Triton holds in its registers."""
 MARKS = ("model name", "flags", "CPU part", "Features")
 """What Linux says of a processor that decides which instructions it has."""
 
@@ -57,24 +58,27 @@ _last = "PyTorch"
 
 
 def taking(*tensors: Tensor) -> Kernels | None:
-    """The kernels, if they take such tensors; None where PyTorch has to do it.
-
-    They take float32 without gaps on the CPU, in ordinary tensors: not in those by which PyTorch records a program.
-    """
+    """The kernels, if they take such tensors, on the CPU; None where PyTorch has to do it."""
     global _last
-    if torch.compiler.is_compiling():
+    if not _ordinary(tensors, "cpu"):
         return None
-    for one in tensors:
-        if type(one) not in (Tensor, nn.Parameter) or not one.is_cpu:
-            return None
-        if one.dtype != torch.float32 or not one.is_contiguous():
-            return None
     found, _last = loaded()
     return found
 
 
-def in_triton(*vectors: Tensor) -> ModuleType | None:
-    """The kernels in Triton, where ``SUBSPACE_KERNELS`` is "triton" and they take such vectors, on a GPU; else None.
+def _ordinary(tensors: Sequence[Tensor], device: str) -> bool:
+    """Whether these are float32 there, without gaps, and no tensors by which PyTorch records a program."""
+    return not torch.compiler.is_compiling() and all(
+        type(one) in (Tensor, nn.Parameter)
+        and one.device.type == device
+        and one.dtype == torch.float32
+        and one.is_contiguous()
+        for one in tensors
+    )
+
+
+def in_triton(*tensors: Tensor) -> ModuleType | None:
+    """The kernels in Triton, where ``SUBSPACE_KERNELS`` is "triton" and they take such tensors, on a GPU; else None.
 
     Raises
     ------
@@ -84,7 +88,7 @@ def in_triton(*vectors: Tensor) -> ModuleType | None:
     global _last
     if _asked() != "triton" or torch.are_deterministic_algorithms_enabled():
         return None
-    if not all(x.is_cuda and x.dtype == torch.float32 and x.is_contiguous() and x.numel() < 2**30 for x in vectors):
+    if not _ordinary(tensors, "cuda") or any(one.numel() >= 2**30 for one in tensors):
         return None
     if importlib.util.find_spec("triton") is None:
         raise ImportError("SUBSPACE_KERNELS asks for triton, which is not installed: pip install triton, or unset it")
@@ -121,7 +125,7 @@ def threads_for(D: int) -> int:
 
 @functools.cache
 def loaded() -> tuple[Kernels | None, str]:
-    """The compiled kernels, and what computes the steps, in words; one warning a process where they are missed."""
+    """The compiled kernels, and what computes the steps, in words; one line a process where they are missed."""
     if _asked() == "0":
         return None, "PyTorch (SUBSPACE_KERNELS=0)"
     if sys.platform != "linux":
@@ -130,7 +134,7 @@ def loaded() -> tuple[Kernels | None, str]:
         return _built(), "C kernels"
     except (OSError, RuntimeError) as error:
         why = f"PyTorch ({error})"
-        warnings.warn(f"training steps are computed by {why}; SUBSPACE_KERNELS=0 asks for that", stacklevel=3)
+        print(f"training steps are computed by {why}; SUBSPACE_KERNELS=0 asks for that", file=sys.stderr)
         return None, why
 
 

@@ -58,7 +58,7 @@ class OneHotProjection(Projection):
         return (z[..., None, :] * self.signed_scale).flatten(-2).index_select(-1, self.entry)
 
     def _write(self, theta0: Tensor, z: Tensor, out: Tensor) -> None:
-        if triton := kernels.in_triton(theta0, z, out):
+        if triton := kernels.in_triton(self._like, theta0, z, out):
             triton.one_hot_write(theta0, z, self.entry, self.signed_scale, out)
             return
         table = (z * self.signed_scale).view(-1)
@@ -68,7 +68,7 @@ class OneHotProjection(Projection):
             torch.index_select(table, 0, self.entry, out=out).add_(theta0)
 
     def _pull(self, v: Tensor) -> Tensor:
-        if triton := kernels.in_triton(v):
+        if triton := kernels.in_triton(self._like, v):
             z: Tensor = triton.one_hot_pull(v, self.entry, self.signed_scale)
             return z
         kernel = kernels.taking(self._like, v)

@@ -23,7 +23,8 @@ BLOCK = 2**15 - 1
 WINDOW = 2**12
 """Rows among which those of one length are put together, near enough to each other to stay in the caches."""
 GROUPED = 2**25
-"""Entries up to which a kernel gets an order of its own; making it takes some 50 bytes an entry for a moment."""
+"""Entries, and rows of all blocks, up to which a kernel gets an order of its own; making it takes some 50 bytes for
+each for a moment."""
 
 LAYOUTS = ("two_way", "dense", "coo", "csr", "csc")
 """Ways to keep the same sparse P."""
@@ -165,8 +166,11 @@ class SparseProjection(Projection):
         return z
 
     def _kernel(self, *vectors: Tensor) -> kernels.Kernels | None:
-        grouped = self.layout == "two_way" and self.d * self.k <= GROUPED
+        grouped = self.layout == "two_way" and self.d * max(self.k, self.D // BLOCK) <= GROUPED
         return kernels.taking(self._like, *vectors) if grouped else None
+
+    def _made(self) -> list[Tensor]:
+        return [one for groups in self._groups.values() for group in groups for one in group]
 
     def _by_groups(
         self, kernel: kernels.Kernels, names: tuple[str, str, str], start: Tensor, x: Tensor, out: Tensor
@@ -216,9 +220,10 @@ def groups_of_rows(starts: Tensor, columns: Tensor, values: Tensor, width: int) 
     """A matrix kept by its rows as the kernel ``sparse_product`` takes it: offsets, entries, order of each block."""
     rows, groups = len(starts) - 1, []
     all_rows, window = torch.repeat_interleave(torch.arange(rows), starts.diff()), torch.arange(rows) // WINDOW
-    for first in range(0, width, BLOCK):
+    block_of = columns // BLOCK
+    by_block, sizes = torch.argsort(block_of, stable=True), torch.bincount(block_of, minlength=-(-width // BLOCK))
+    for first, here in zip(range(0, width, BLOCK), by_block.split(sizes.tolist()), strict=True):
         size = min(BLOCK, width - first)
-        here = torch.nonzero((columns >= first) & (columns < first + size)).view(-1)
         row, entry = all_rows[here], columns[here] - first + size * (values[here] < 0)
         length = torch.bincount(row, minlength=rows)
         order = torch.argsort(window * (width + 1) + length, stable=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -173,10 +174,10 @@ class HadamardProjection(Projection):
     def _write(self, theta0: Tensor, z: Tensor, out: Tensor) -> None:
         cuts = [*(count * m for count, m in self.groups), len(self.followed)]
         starts, ends = theta0.split(cuts), out.split(cuts)
-        kernel, triton = kernels.taking(self._like, theta0, z, out), kernels.in_triton(theta0, z, out)
+        kernel, triton = kernels.taking(self._like, theta0, z, out), self._in_triton(theta0, z, out)
         for i, (count, m) in enumerate(self.groups):
             source, entries, row_signs = self._group(i)
-            if triton and m <= triton.LARGEST_BLOCK:
+            if triton:
                 triton.hadamard_write(starts[i], z, source, entries, row_signs, ends[i])
                 continue
             placed = z[source]
@@ -189,6 +190,10 @@ class HadamardProjection(Projection):
             x, _ = hadamard_transform(x, self.H, torch.empty_like(end))
             torch.addcmul(starts[i].view_as(entries), x, row_signs, out=end)
         torch.addcmul(starts[-1], z[self.followed], self.followed_entries, out=ends[-1])
+
+    def _in_triton(self, *vectors: Tensor) -> ModuleType | None:
+        """The kernels in Triton, if they take these vectors and the largest blocks, which come first."""
+        return kernels.in_triton(self._like, *vectors) if self.groups[0][1] <= kernels.LARGEST_BLOCK else None
 
     def _pull(self, v: Tensor) -> Tensor:
         kernel = kernels.taking(self._like, v)
@@ -211,10 +216,10 @@ class HadamardProjection(Projection):
         flat = v.reshape(-1, self.D)
         *pieces, last = flat.split([*(count * m for count, m in self.groups), len(self.followed)], dim=1)
         z = flat.new_zeros(len(flat), self.d).index_add_(1, self.followed, last * self.followed_entries)
-        triton = kernels.in_triton(v) if v.ndim == 1 else None
+        triton = self._in_triton(v) if v.ndim == 1 else None
         for i, piece in enumerate(pieces):
             source, entries, row_signs = self._group(i)
-            if triton and len(source) <= triton.LARGEST_BLOCK:
+            if triton:
                 triton.hadamard_pull(piece, source, entries, row_signs, z)
                 continue
             x = piece.reshape(-1, *entries.shape[1:]).contiguous().mul_(row_signs)

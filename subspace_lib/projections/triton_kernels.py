@@ -23,10 +23,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from subspace_lib.projections.kernels import LARGEST_BLOCK
+
 BLOCK = 1024
 """Weights of a program of one_hot."""
-LARGEST_BLOCK = 8192
-"""Rows of a block that a program of hadamard holds in its registers."""
 TILE = 2 * LARGEST_BLOCK
 """Numbers that it holds at most, 32 a thread; with more, registers spill."""
 TOGETHER = 8

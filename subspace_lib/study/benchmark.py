@@ -52,8 +52,6 @@ before = most_memory()
 P = make_projection(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
 print((most_memory() - before) / P.nbytes)
 """
-IN_TRITON = ("one_hot", "hadamard")
-"""The families with kernels in Triton."""
 Row = dict[str, Any]
 
 
@@ -179,7 +177,8 @@ def product_costs(P: Projection, rounds: int, bandwidth: float) -> Row:
     forward = milliseconds(lambda: P(next(zs)), device, rounds)
     adjoint = milliseconds(lambda: P.adjoint(next(vs)), device, rounds)
     both_ways = P.options().get("layout") == "two_way"
-    moved = P.nbytes // (2 if both_ways else 1) + 4 * (P.d + P.D)
+    read = sum(buffer.nbytes for buffer in P.buffers()) // (2 if both_ways else 1)
+    moved = read + 4 * (P.d + P.D)
     return {
         "forward_ms": forward,
         "adjoint_ms": adjoint,
@@ -215,8 +214,8 @@ def step_costs(projections: Sequence[Projection], in_features: int, rounds: int)
         graphs = in_turns("graph", *steps(graphed_step, capturable=True), device=device, rounds=rounds)
         rows = [row | graph for row, graph in zip(rows, graphs, strict=True)]
     if device == "cuda" and importlib.util.find_spec("triton"):
-        some = [P for P in projections if P.name in IN_TRITON]
         with triton_asked_for():
+            some = [P for P in projections if steps_by(P) == "Triton kernels"]
             eager = in_turns("triton", *steps(training_step, some), device=device, rounds=rounds)
             made = steps(graphed_step, some, capturable=True)
             graphs = in_turns("triton_graph", *made, device=device, rounds=rounds)
