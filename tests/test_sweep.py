@@ -715,13 +715,13 @@ def test_a_rate_at_a_size_is_that_of_the_nearest_size_and_of_tied_ones_the_large
     monkeypatch.setitem(TUNING, "f1", dict.fromkeys((100, 1000, 10_000), RATES))
     curves = {
         100: (0.9, 0.8, 0.7, 0.60, 0.65),
-        1000: (0.9, 0.499, 0.49, 0.52, 0.6),
-        10_000: (0.9, 0.300, 0.304, 0.31, 0.5),  # a tie of two
+        1000: (0.9, 0.494, 0.49, 0.50, 0.6),
+        10_000: (0.9, 0.300, 0.302, 0.31, 0.5),  # a tie of two
     }
     put_rates(tmp_path, by_rate(curves))
     expected = {50: 0.03, 100: 0.03, 316: 0.03, 317: 0.01, 1000: 0.01, 3163: 0.01, 60_000: 0.01}
     assert {size: chosen_rate("mnist", "mlp", True, tmp_path, size) for size in expected} == expected
-    put_rates(tmp_path, by_rate(curves | {100: (0.9, 0.8, 0.7, 0.60, 0.61)}))
+    put_rates(tmp_path, by_rate(curves | {100: (0.9, 0.8, 0.7, 0.60, 0.605)}))
     assert chosen_rate("mnist", "mlp", True, tmp_path, 1000) == 0.01
     with pytest.raises(ValueError, match=r"mlp on mnist at 100 dimensions, 0.1, is the highest .* add higher ones"):
         chosen_rate("mnist", "mlp", True, tmp_path, 90)

@@ -37,8 +37,9 @@ TUNING: dict[str, dict[int | None, tuple[float, ...]]] = {
 a middle and a large d. All are tried in whole runs: short ones favour high rates."""
 SMALL_SIZES = (425, 1225, 3535)
 """The middles, on a scale of log D, of three size classes of the small networks, which have 250 to 6,000 weights."""
-TIE = 0.02
-"""Rates whose validation losses differ by at most this share are tied: by as much two seeds differ, in the median."""
+TIE = 0.01
+"""Rates whose validation losses differ by at most this share are tied: by twice as much two seeds differ, in the
+median."""
 AROUND = {
     "f1": (500, 600, 750),
     "f2": (3000, 4750, 5000, 8000, 12_000),
