@@ -412,7 +412,7 @@ def test_a_stopped_build_leaves_nothing_behind(tmp_path: Path, how: str, busy: s
         process.kill()
     else:
         process.send_signal(getattr(signal, how))
-    said = process.communicate(timeout=20)[1]
+    said = process.communicate(timeout=120)[1]
     wait_until(lambda: not any(map(is_running, map(int, pids))), seconds=10)
     wait_until(lambda: not list((root / "_build").rglob("running-*")), seconds=10)
     wait_until(lambda: not Path(temporary).exists(), seconds=10)
@@ -431,7 +431,7 @@ def is_running(pid: int) -> bool:
     return not (status.exists() and status.read_text().rsplit(")", 1)[1].split()[0] == "Z")
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 30) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 120) -> None:
     """Wait for a condition; an error if it does not come true."""
     end = time.monotonic() + seconds
     while not condition():
