@@ -30,8 +30,8 @@ DIMENSIONS = {
 TUNING: dict[str, dict[int | None, tuple[float, ...]]] = {
     "f1": {None: (1e-4, 3e-4, 1e-3, 3e-3), 300: RATES[1:], 1500: RATES[1:], 10_000: RATES},
     "f2": {None: (3e-5, 1e-4, 3e-4, 1e-3), 750: (*RATES[1:], 3e-1), 5000: RATES[:4], 12_000: RATES[:4]},
-    "f3": {None: (3e-4, 1e-3, 3e-3), 150: RATES[1:], 300: RATES[1:], 750: RATES[1:], 6000: RATES},
-    "f4": {None: (3e-4, 1e-3, 3e-3, 1e-2), 300: RATES[1:], 750: RATES[1:], 6000: RATES},
+    "f3": {None: (3e-4, 1e-3, 3e-3), 150: RATES[2:], 300: RATES[2:], 750: RATES[2:], 6000: RATES[:3]},
+    "f4": {None: (3e-4, 1e-3, 3e-3, 1e-2), 300: (*RATES[2:], 3e-1), 750: RATES[1:4], 6000: RATES[:3]},
 }
 """The rates that are tried for each task, so many that the best is inside: for direct training (None), and for a small,
 a middle and a large d. All are tried in whole runs: short ones favour high rates."""
