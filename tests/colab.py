@@ -66,7 +66,8 @@ def run(chapter: Path, folder: Path) -> float:
     place = folder / chapter.stem
     place.mkdir()
     started = time.monotonic()
-    NotebookClient(notebook, timeout=1800, kernel_name="python3", resources={"metadata": {"path": str(place)}}).execute()
+    at = {"metadata": {"path": str(place)}}
+    NotebookClient(notebook, timeout=1800, kernel_name="python3", resources=at).execute()
     library = place / "subspaces" / "subspace_lib"
     if not library.is_dir():
         sys.exit(f"{chapter.stem} did not fetch the library")
