@@ -60,7 +60,7 @@ def diagnose(P: Projection, seed: int = 0) -> Diagnosis:
         ``most moved stretch``: how far random z move a stretch of the weights over how far they move all of them
         (root mean square), with the weights cut in their order into up to 64 stretches of at least 64;
         ``rank``, a number, or "at least ..." where only the sample was looked at; ``rank of the sample``;
-        ``adjoint error``, ``|<P z, v> - <z, P^T v>| / (|P z| |v|)``; ``bytes`` that P keeps;
+        ``adjoint error``, ``|<P z, v> - <z, P^T v>| / (|P z| |v|)``; ``bytes`` that P keeps before its first step;
         ``forward ms`` and ``adjoint ms``, medians of a few calls; ``steps by``, what computes the products of a
         training step: compiled kernels, or PyTorch and why.
 

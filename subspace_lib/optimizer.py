@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from operator import is_not
 from typing import Any
 
@@ -398,6 +398,8 @@ def _of_z(
 ) -> torch.optim.Optimizer:
     """The optimiser of z, if it is one that can move a vector by dense gradients."""
     options = {name: value.item() if isinstance(value, np.generic) else value for name, value in options.items()}
+    if not {"foreach", "differentiable"} & options.keys():
+        options = fused(optimizer_class, [z]) | options
     kind = getattr(optimizer_class, "__name__", type(optimizer_class).__name__)
     try:
         inner = optimizer_of([z], optimizer_class, options)
@@ -414,6 +416,12 @@ def _of_z(
         )
         raise ValueError(f"{kind} cannot be the optimiser of z: {why}; use torch.optim.Adam, say, as it is")
     return inner
+
+
+def fused(optimizer_class: Callable[..., torch.optim.Optimizer], parameters: Iterable[Tensor]) -> dict[str, bool]:
+    """The keyword that makes an optimiser one operation, where it has one."""
+    has_one = optimizer_class in (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
+    return {"fused": True} if has_one and all(p.is_floating_point() for p in parameters) else {}
 
 
 def optimizer_of(
@@ -444,8 +452,8 @@ def check_z(z: Tensor, P: Projection) -> None:
     """Refuse a z of another shape than P's."""
     if not isinstance(z, Tensor):
         raise TypeError(f"z must be a tensor of shape (d = {P.d},), got {type(z).__name__}")
-    if z.shape != (P.d,):
-        raise ValueError(f"z must have shape (d = {P.d},), got {tuple(z.shape)}")
+    if z.shape != (P.d,) or z.is_complex():
+        raise ValueError(f"z must have shape (d = {P.d},) and real numbers, got {tuple(z.shape)}, {z.dtype}")
 
 
 def probe(P: Projection) -> list[float]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import inspect
 import math
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from subspace_lib import checks
 from subspace_lib.data import batches_of
 from subspace_lib.networks import Absent, dense, put
-from subspace_lib.optimizer import optimizer_of
+from subspace_lib.optimizer import fused, optimizer_of
 from subspace_lib.products import Products
 from subspace_lib.subspace import SubspaceModel
 
@@ -35,10 +36,15 @@ _NO_CLOSURE = (
 _OPTIONAL = inspect.Parameter("closure", inspect.Parameter.KEYWORD_ONLY, default=None)
 
 
-def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Share of the rows whose largest output is at the target: a class, or the most probable one."""
+IGNORED = -100
+"""The class that PyTorch's cross-entropy leaves out by default."""
+
+
+def accuracy(outputs: Tensor, targets: Tensor, ignored: int = IGNORED) -> Tensor:
+    """Share of the rows whose largest output is at the target: a class, if it is not ignored, or the most probable."""
     classes = targets.argmax(1) if targets.is_floating_point() else targets
-    return (outputs.argmax(1) == classes).double().mean()
+    counted = classes != ignored
+    return ((outputs.argmax(1) == classes) & counted).double().sum() / counted.sum()
 
 
 class Runs(ABC):
@@ -64,7 +70,10 @@ class Runs(ABC):
             checks.function("metric", metric)
         self.net = net
         self.loss = loss
-        self.metric = accuracy if metric is None and is_cross_entropy(loss) else metric
+        self.ignored: int | None = getattr(loss, "ignore_index", IGNORED) if is_cross_entropy(loss) else None
+        self.metric = metric
+        if metric is None and self.ignored is not None:
+            self.metric = functools.partial(accuracy, ignored=self.ignored)
         self.convolves = any(isinstance(module, _CONVOLUTIONS) for module in net.modules())
         self.resting = [module for module in net.modules() if net.training and not module.training]
         if optimizer is not None:
@@ -107,6 +116,12 @@ class Runs(ABC):
             raise
         return losses.detach()
 
+    def counted(self, targets: Tensor) -> int:
+        """Over how many targets the loss is a mean: all rows, but for a class that cross-entropy ignores."""
+        if self.ignored is None or targets.is_floating_point():
+            return len(targets)
+        return int((targets != self.ignored).sum())
+
     def set_rate(self, share: float) -> None:
         """Set every learning rate to a share of what it was."""
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
@@ -145,8 +160,9 @@ class Runs(ABC):
         with modes_kept(self.net):
             self.net.eval()
             for inputs, targets in batches_of(rows, size, device):
-                total += self.each(both, inputs, targets) * len(targets)
-                count += len(targets)
+                if rows_counted := self.counted(targets):
+                    total += self.each(both, inputs, targets) * rows_counted
+                    count += rows_counted
         if not count:
             raise ValueError("there is no row to evaluate on, allowed 1 or more")
         means: list[list[float]] = (total / count).tolist()
@@ -336,12 +352,6 @@ def types_explained(net: nn.Module, inputs: Tensor) -> Iterator[None]:
 def device_of(net: nn.Module) -> torch.device:
     """The device of a network's first tensor; the CPU's for one without."""
     return next((tensor.device for tensor in (*net.parameters(), *net.buffers())), torch.device("cpu"))
-
-
-def fused(optimizer_class: Callable[..., torch.optim.Optimizer], parameters: Iterable[Tensor]) -> dict[str, bool]:
-    """The keyword that makes an optimiser one operation, where it has one."""
-    has_one = optimizer_class in (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
-    return {"fused": True} if has_one and all(p.is_floating_point() for p in parameters) else {}
 
 
 def _name(optimizer: torch.optim.Optimizer) -> str:

@@ -16,9 +16,9 @@ from subspace_lib import checks
 from subspace_lib.data import Data
 from subspace_lib.loop import History, Loop, Schedule
 from subspace_lib.memory import explained_when_full
-from subspace_lib.optimizer import optimizer_of
+from subspace_lib.optimizer import fused, optimizer_of
 from subspace_lib.products import Products
-from subspace_lib.steps import Measure, One, OneFactored, OneSubspace, Runs, SideBySide, accuracy, fused
+from subspace_lib.steps import Measure, One, OneFactored, OneSubspace, Runs, SideBySide, accuracy
 from subspace_lib.subspace import SubspaceModel, count_parameters
 from subspace_lib.trial import explained
 

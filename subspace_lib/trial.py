@@ -10,10 +10,7 @@ import torch
 from torch import Tensor
 
 from subspace_lib.data import Data, first_batch, is_pair
-from subspace_lib.steps import Measure, Runs, SideBySide, device_of, is_cross_entropy, loss_of, modes_kept
-
-IGNORED = -100
-"""The class that PyTorch's cross-entropy leaves out by default."""
+from subspace_lib.steps import Runs, SideBySide, device_of, loss_of, modes_kept
 
 
 def try_out(runs: Runs, data: Data, batch_size: int) -> None:
@@ -47,7 +44,7 @@ def _try_batch(runs: Runs, data: Data, batch_size: int, inputs: Tensor, targets:
         ):
             runs.train()
             runs.optimizer.zero_grad()
-            losses = runs.each(lambda outputs, y: _checked_loss(runs.loss, outputs, y, data), inputs, targets)
+            losses = runs.each(lambda outputs, y: _checked_loss(runs, outputs, y, data), inputs, targets)
             if losses.requires_grad:
                 runs.pull(losses)
             if all(p.grad is None for group in runs.optimizer.param_groups for p in group["params"]):
@@ -100,11 +97,11 @@ def explained(runs: Runs, what: str, batch_size: int | None = None) -> Iterator[
         ) from error
 
 
-def _checked_loss(loss: Measure, outputs: Any, targets: Tensor, data: Data) -> Tensor:
+def _checked_loss(runs: Runs, outputs: Any, targets: Tensor, data: Data) -> Tensor:
     """The loss of a batch, if it is one number of outputs and targets that belong together."""
-    if is_cross_entropy(loss) and isinstance(outputs, Tensor):
-        _check_classes(outputs, data, getattr(loss, "ignore_index", IGNORED))
-    value: Tensor = loss_of(loss, outputs, targets)
+    if runs.ignored is not None and isinstance(outputs, Tensor):
+        _check_classes(outputs, data, runs.ignored)
+    value: Tensor = loss_of(runs.loss, outputs, targets)
     if not isinstance(value, Tensor) or value.ndim:
         what = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
         raise TypeError(f"the loss gives {what}, allowed a tensor of one number: the mean over the batch")

@@ -17,6 +17,7 @@ from subspace_lib import (
     SubspaceModel,
     SubspaceOptimizer,
     count_parameters,
+    evaluate,
     fit,
     fit_many,
     make_projection,
@@ -362,6 +363,35 @@ def test_sparse_gradients_train_as_dense_ones(optimizer_class):
         data = Data(train=(words, words[:, 0] % 3), val=None)
         found.append(fit(net, data, epochs=3, lr=0.1, batch_size=16, optimizer_class=optimizer_class).train_loss)
     assert found[0] == found[1]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("loss", [F.cross_entropy, nn.CrossEntropyLoss(ignore_index=1)], ids=["function", "module"])
+def test_rows_whose_class_is_ignored_count_neither_in_loss_nor_in_accuracy(loss):
+    net, ignored = net_of(), getattr(loss, "ignore_index", -100)
+    labels = Y.where(torch.arange(64) > 20, ignored)  # the first batch of 16 has no other
+    kept = labels != ignored
+    outputs, classes = net(X[kept]), labels[kept]
+    right = float(F.cross_entropy(outputs, classes)), float((outputs.argmax(1) == classes).double().mean())
+    for size in (16, 64):
+        assert evaluate(net, X, labels, size, loss=loss) == pytest.approx(right, abs=1e-6)
+
+
+def test_fit_many_counts_no_class_that_is_ignored():
+    net, loss = net_of(), nn.CrossEntropyLoss(ignore_index=1)
+    model = SubspaceModel(net, make_projection("one_hot", 99, 9))
+    (history,) = fit_many([model], Data(train=(X, Y), val=(X, Y)), epochs=1, lr=0.01, batch_size=16, loss=loss)
+    right = evaluate(net, X[Y != 1], Y[Y != 1])
+    assert (history.val_loss[0], history.val_accuracy[0]) == pytest.approx(right, abs=1e-6)
+
+
+def test_a_P_of_another_type_and_a_complex_z_are_refused():
+    net, optimizer = setting()
+    with pytest.raises(ValueError, match="z must have shape .* and real numbers, got .* torch.complex64"):
+        optimizer.set_z(torch.ones(9, dtype=torch.complex64))
+    optimizer.P.double()
+    with pytest.raises(TypeError, match="v is torch.float32 but P is torch.float64"):
+        steps(net, optimizer, 1)
 
 
 def test_weights_whose_memory_was_given_away_are_refused():

@@ -259,6 +259,8 @@ class Projection(nn.Module, metaclass=_Drawn):
         for label, (x, size) in vectors.items():
             if x.shape != (size,):
                 raise ValueError(f"{label} must have shape ({size},), got {tuple(x.shape)}")
+            if x.dtype != self._like.dtype:
+                raise TypeError(f"{label} is {x.dtype} but P is {self.dtype}: convert one of them with .to()")
 
 
 def _compose(name: str, *parts: Any) -> Projection:
