@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -365,6 +366,26 @@ def test_pages_that_cannot_be_moved_stay_and_are_named(
         pages.build_pages(root, tmp_path)
     assert index.read_text() == "edition 1"
     assert not list((root / "_build").glob("running-*"))
+
+
+def test_builds_that_end_at_once_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slowly(path: Path, to: Path) -> Path:
+        time.sleep(0.01)
+        return rename(path, to)
+
+    rename = Path.rename
+    monkeypatch.setattr(Path, "rename", slowly)
+    for number in range(8):
+        (tmp_path / f"new-{number}").mkdir()
+        (tmp_path / f"new-{number}" / "index.html").write_text(f"edition {number}")
+    with ThreadPoolExecutor(8) as threads:
+        done = [
+            threads.submit(pages._exchange, tmp_path / "html", tmp_path / f"new-{number}", tmp_path / f"old-{number}")
+            for number in range(8)
+        ]
+    assert [one.exception() for one in done] == [None] * 8
+    assert (tmp_path / "html" / "index.html").exists()
+    assert len(list(tmp_path.glob("old-*"))) == 7 and not list(tmp_path.glob("new-*"))
 
 
 @pytest.mark.usefixtures("editions")

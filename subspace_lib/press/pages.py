@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from subspace_lib.files import read_text, replaced_atomically
 from subspace_lib.press.cards import add_card
 from subspace_lib.press.chapters import BookError, book_of, chapter_names, read_notebook, read_yaml
@@ -83,16 +85,17 @@ def build_pages(root: Path, executed: Path) -> Path:
 
 
 def _exchange(there: Path, new: Path, aside: Path) -> None:
-    """Put a new folder in the place of what is there, which moves aside; or leave it."""
+    """Put a new folder in the place of what is there, which moves aside; or leave it. One build after the other."""
     try:
-        if there.exists():
-            there.rename(aside)
-        try:
-            new.rename(there)
-        except OSError:
-            if aside.exists():
-                aside.rename(there)
-            raise
+        with FileLock(there.parent / ".running.lock"):
+            if there.exists():
+                there.rename(aside)
+            try:
+                new.rename(there)
+            except OSError:
+                if aside.exists():
+                    aside.rename(there)
+                raise
     except OSError as error:
         raise BookError(
             f"the new pages could not take the place of {there} ({error.strerror}), which is as it was; "

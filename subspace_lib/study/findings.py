@@ -41,6 +41,9 @@ FULL, LARGE = 159_010, 4_652_008
 _SURE, _LOOSE = {"start": "imagenet", "norm": "frozen"}, {"start": "random", "norm": "batch"}
 _FACTORS, _BATCH = {"adapter": {"kind": "lora", "rank": 4}}, {"start": "imagenet", "norm": "batch"}
 LARGE_CLAIMS = (
+    ("1,000 above 200 numbers", (_SURE, 1000), (_SURE, 200)),
+    ("5,000 above 1,000 numbers", (_SURE, 5000), (_SURE, 1000)),
+    ("all weights above 5,000 numbers", (_SURE, None), (_SURE, 5000)),
     ("ImageNet's weights above a random start, d = 1,000", (_SURE, 1000), (_LOOSE, 1000)),
     ("ImageNet's weights above a random start, all weights", (_SURE, None), (_LOOSE, None)),
     ("statistics of the batch above frozen ones, d = 1,000", (_BATCH, 1000), (_SURE, 1000)),
