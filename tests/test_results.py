@@ -170,6 +170,21 @@ def test_slider_is_plain_html_with_one_frame_visible():
     assert re.findall(r'id="([^"]+)"', page) != re.findall(r'id="([^"]+)"', slider._repr_html_())
 
 
+def test_a_thin_line_keeps_its_colour_beside_a_picture_of_many():
+    def crowded(value):
+        fig, ax = plt.subplots(figsize=(4, 3))
+        ax.imshow(np.random.default_rng(value).random((20, 20)), extent=(0, 1, 7, 9), aspect="auto", cmap="gray")
+        for i, colour in enumerate(figures.COLOURS):
+            ax.plot([0, 1], [i, i + 0.5], color=colour)
+        return fig
+
+    frames = FrameSlider(crowded, [1, 2], label="noise", alt="lines").frames
+    for frame in frames:
+        shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(frame))).convert("RGB"), int)
+        for colour in figures.COLOURS:
+            assert abs(shown - list(bytes.fromhex(colour[1:]))).max(-1).min() <= 15
+
+
 def pixels_of(picture):
     """The pixels of an <img> of the page, or of its data alone."""
     data = re.sub(r'.*base64,|".*', "", picture)

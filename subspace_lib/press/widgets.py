@@ -14,6 +14,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
+from subspace_lib.press.figures import COLOURS
 from subspace_lib.press.scripts import SCRIPT
 
 Value = TypeVar("Value")
@@ -281,7 +282,7 @@ def _script() -> str:
 
 
 def _png(*figures: Figure) -> list[str]:
-    """The figures as PNG in base64, with one palette of few colours for all; they are closed."""
+    """The figures as PNG in base64, with one palette of few colours for all, also the book's own; they are closed."""
     pictures = []
     for figure in figures:
         buffer = io.BytesIO()
@@ -291,7 +292,9 @@ def _png(*figures: Figure) -> list[str]:
     together = Image.new("RGB", (max(p.width for p in pictures), sum(p.height for p in pictures)), "white")
     for number, picture in enumerate(pictures):
         together.paste(picture, (0, sum(p.height for p in pictures[:number])))
-    palette = together.quantize(64)
+    own = bytes.fromhex("ffffff" + "".join(COLOURS).replace("#", ""))  # thin lines are too few pixels to be counted
+    palette = together.quantize(64 - len(own) // 3)
+    palette.putpalette([*(palette.getpalette() or []), *own])
     packed = []
     for picture in pictures:
         buffer = io.BytesIO()
