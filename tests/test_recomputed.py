@@ -232,7 +232,7 @@ def test_starts_of_fine_tuning(found, start):
     }
     labels |= {"turned digits": "mnist/rotated_30"} if start == "digits" else {}
     for d, size in (("20", "d = 20"), ("200", "d = 200"), ("1000", "d = 1,000"), ("159010", "all weights")):
-        gaps = {label: tested(task, start, d) - tested(task, "random", d) for label, task in labels.items()}
+        gaps = {label: accuracies(task, start, d) - accuracies(task, "random", d) for label, task in labels.items()}
         both = "inverted digits and shifted labels together"
         gaps[both] = (gaps["inverted digits"] + gaps["shifted labels"]) / 2
         for label, gap in gaps.items():
@@ -270,12 +270,12 @@ def test_order_that_chapter_11_tells(found):
 def needed(task, start, baseline):
     """Where the accuracies of each seed reach 90% of those of a baseline, with all weights; on a line over log d."""
     sizes = [d for d in ("20", "50", "200", "1000", "5000") if task == "mnist/rotated_30" or d != "50"]
-    curve = np.array([tested(task, start, d) for d in sizes])
-    level = 0.9 * tested(task, baseline, "159010")
+    curve = np.array([accuracies(task, start, d) for d in sizes])
+    level = 0.9 * accuracies(task, baseline, "159010")
     return np.array([first_crossing([int(d) for d in sizes], *pair) for pair in zip(curve.T, level, strict=True)])
 
 
-def tested(task, start, d):
+def accuracies(task, start, d):
     """Accuracies of seeds 0 to 2 at the rate of the lowest loss of seed 0."""
     here = [
         row
@@ -291,7 +291,7 @@ def test_adapters_at_equal_numbers_trained(found):
     rows = read("finetune_adapters")
     other_seeds = {(row["model_options"], row["d"], row["lr"]) for row in rows if row["seed"] == "2"}
 
-    def tested(d, projection, kind):
+    def accuracies(d, projection, kind):
         """The one setting of three seeds, in their order."""
         fits = [
             row
@@ -304,10 +304,10 @@ def test_adapters_at_equal_numbers_trained(found):
         return np.array([float(row["test_accuracy"]) for row in fits])
 
     here = {
-        "LoRA-XS above one_hot, 200": tested(200, "none", "lora_xs") - tested(200, "one_hot", None),
-        "Uni-LoRA above one_hot, 200": tested(200, "one_hot", "lora") - tested(200, "one_hot", None),
-        "one_hot above Uni-LoRA, 1,194": tested(1194, "one_hot", None) - tested(1194, "one_hot", "lora"),
-        "Uni-LoRA above LoRA of rank 1, 1,194": tested(1194, "one_hot", "lora") - tested(1194, "none", "lora"),
+        "LoRA-XS above one_hot, 200": accuracies(200, "none", "lora_xs") - accuracies(200, "one_hot", None),
+        "Uni-LoRA above one_hot, 200": accuracies(200, "one_hot", "lora") - accuracies(200, "one_hot", None),
+        "one_hot above Uni-LoRA, 1,194": accuracies(1194, "one_hot", None) - accuracies(1194, "one_hot", "lora"),
+        "Uni-LoRA above LoRA of rank 1, 1,194": accuracies(1194, "one_hot", "lora") - accuracies(1194, "none", "lora"),
     }
     for claim, differences in here.items():
         mean, low, high = found[f"{claim} numbers, turned digits"]

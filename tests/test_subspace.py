@@ -311,7 +311,7 @@ def test_save_refuses_a_projection_without_a_recipe(tmp_path):
 def test_z_of_another_shape_and_further_parameters_are_refused():
     net, P = nn.Linear(4, 2), make_projection("dense", 10, 3)
     optimizer = SubspaceOptimizer(net, P, torch.optim.Adam, lr=0.1)
-    with pytest.raises(ValueError, match=r"z must have shape \(d = 3,\), got \(1,\)"):
+    with pytest.raises(ValueError, match=r"z must have shape \(d = 3,\) and real numbers, got \(1,\)"):
         optimizer.set_z(torch.ones(1))
     state = optimizer.state_dict() | {"z": torch.zeros(5)}
     state["param_groups"] = [state["param_groups"][0] | {"lr": 0.5}]

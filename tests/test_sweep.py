@@ -464,8 +464,8 @@ def test_a_sealed_record_of_which_anything_is_missing_or_of_another_type_is_name
         ("result", {"D": -3190}, "has 5 dimensions of -3190"),
         ("result", {"val_accuracy": 97.1}, "has 97.1 as 'val_accuracy'"),
         ("result", {"test_accuracy": -0.1}, "has -0.1 as 'test_accuracy'"),
-        ("spec", {"options": {"density": float("nan")}}, "is not a whole record"),
-        ("spec", {"lr": float("inf")}, "is not a whole record"),
+        ("spec", {"options": {"density": float("nan")}}, "holds a number that is not finite"),
+        ("spec", {"lr": float("inf")}, "holds a number that is not finite"),
     ],
 )
 def test_a_sealed_record_of_what_cannot_be_is_named_and_set_aside(folder, part, lie, said):
