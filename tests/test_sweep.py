@@ -465,7 +465,7 @@ def test_a_sealed_record_of_which_anything_is_missing_or_of_another_type_is_name
         ("result", {"val_accuracy": 97.1}, "has 97.1 as 'val_accuracy'"),
         ("result", {"test_accuracy": -0.1}, "has -0.1 as 'test_accuracy'"),
         ("spec", {"options": {"density": float("nan")}}, "holds a number that is not finite"),
-        ("spec", {"lr": float("inf")}, "holds a number that is not finite"),
+        ("spec", {"lr": float("inf")}, "has inf as 'lr'"),
     ],
 )
 def test_a_sealed_record_of_what_cannot_be_is_named_and_set_aside(folder, part, lie, said):
