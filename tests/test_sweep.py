@@ -25,6 +25,7 @@ from subspace_lib.study.experiments import (
     DIMENSIONS,
     EXPERIMENTS,
     RATES,
+    SMALL_TUNING,
     TUNING,
     chosen_rate,
     experiment,
@@ -732,13 +733,16 @@ def test_a_rate_at_a_size_is_that_of_the_nearest_size_and_of_tied_ones_the_large
         chosen_rate("mnist", "mlp", True, tmp_path)
 
 
-@pytest.mark.parametrize("left_out", [1, 23, 35, 36])
+SETTINGS = sum(map(len, SMALL_TUNING.values()))
+
+
+@pytest.mark.parametrize("left_out", [1, 23, 3 * SETTINGS - 1, 3 * SETTINGS])
 def test_no_rate_is_chosen_from_a_table_that_is_not_whole(tmp_path, left_out):
     """Of each task a run of one seed, of one rate or of a whole size may be missing, or all."""
     put_rates(tmp_path, left_out={"lr": 1, "lr_small": left_out})  # those of CIFAR-10 come last
-    whole = 12 - math.ceil(left_out / 3)
+    whole = SETTINGS - math.ceil(left_out / 3)
     said = (
-        rf"for small_lenet on cifar10: its runs are not all recorded \({whole} of 12 settings\); run .*sweep lr_small`"
+        rf"for small_lenet on cifar10: its runs are not all recorded \({whole} of {SETTINGS} settings\); .* lr_small`"
     )
     with pytest.raises(ValueError, match=said):
         chosen_rate("cifar10", "small_lenet", False, tmp_path, 425)
@@ -756,7 +760,7 @@ def test_no_rate_is_chosen_from_runs_of_two_lengths_or_at_sizes_that_nobody_asks
         chosen_rate("mnist", "lenet", True, tmp_path, 150)
     assert chosen_rate("mnist", "lenet", False, tmp_path) == 0.001
     put_rates(tmp_path)
-    monkeypatch.setattr(experiments, "SMALL_SIZES", (800, 3535))  # another size is asked for now
+    monkeypatch.setattr(experiments, "SMALL_TUNING", dict.fromkeys((800, 3535), RATES[:4]))  # another size now
     with pytest.raises(ValueError, match=r"small_lenet on mnist: its runs are not all recorded \(4 of 8 settings\)"):
         chosen_rate("mnist", "small_lenet", False, tmp_path, 425)
 

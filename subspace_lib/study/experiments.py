@@ -35,8 +35,8 @@ TUNING: dict[str, dict[int | None, tuple[float, ...]]] = {
 }
 """The rates that are tried for each task, so many that the best is inside: for direct training (None), and for a small,
 a middle and a large d. All are tried in whole runs: short ones favour high rates."""
-SMALL_SIZES = (425, 1225, 3535)
-"""The middles, on a scale of log D, of three size classes of the small networks, which have 250 to 6,000 weights."""
+SMALL_TUNING = {425: RATES[:4], 1225: (3e-4, *RATES[:4]), 3535: RATES[:4]}
+"""The rates that are tried for small networks, by the middles, on a scale of log D, of three size classes."""
 TIE = 0.01
 """Rates whose validation losses differ by at most this share are tied: by twice as much two seeds differ, in the
 median."""
@@ -228,10 +228,10 @@ def _small_rates(*_: Any) -> Settings:
     """Three size classes, each tried at the shape of the family that is nearest to its middle."""
     for dataset, channels in (("mnist", 1), ("cifar10", 3)):
         size = {json.dumps(shape): _size(channels, **shape) for shape in small_networks(channels)}
-        for middle in SMALL_SIZES:
+        for middle, rates in SMALL_TUNING.items():
             shape = min(size, key=lambda one: abs(math.log(size[one] / middle)))
             at = {"dataset": dataset, "model": "small_lenet", "model_options": json.loads(shape), "d": None, "seeds": 3}
-            yield from (at | {"lr": lr} for lr in RATES[:4])
+            yield from (at | {"lr": lr} for lr in rates)
 
 
 def _curve(name: str, folder: Path) -> Settings:
