@@ -741,9 +741,7 @@ def test_no_rate_is_chosen_from_a_table_that_is_not_whole(tmp_path, left_out):
     """Of each task a run of one seed, of one rate or of a whole size may be missing, or all."""
     put_rates(tmp_path, left_out={"lr": 1, "lr_small": left_out})  # those of CIFAR-10 come last
     whole = SETTINGS - math.ceil(left_out / 3)
-    said = (
-        rf"for small_lenet on cifar10: its runs are not all recorded \({whole} of {SETTINGS} settings\); .* lr_small`"
-    )
+    said = rf"for small_lenet on cifar10: its runs are not all recorded \({whole} of {SETTINGS} settings\); .* lr_small"
     with pytest.raises(ValueError, match=said):
         chosen_rate("cifar10", "small_lenet", False, tmp_path, 425)
     assert chosen_rate("mnist", "small_lenet", False, tmp_path, 425) == 0.01
