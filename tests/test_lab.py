@@ -636,8 +636,7 @@ def test_a_server_that_forbids_workers_gets_the_picture_and_the_reason(
 ) -> None:
     address = serve(hoisted, {"Content-Security-Policy": "script-src 'self'; worker-src 'none'"})
     opened = visit("plane", at=address, ready=False)
-    opened.page.wait_for_function("document.querySelector('.why').textContent")
-    assert "the server of this page allows none" in opened.lab().locator(".why").inner_text()
+    opened.lab().locator(".why", has_text="the server of this page allows none").wait_for()
     assert opened.lab().locator(".still svg").is_visible()
     assert len(opened.errors) == 1 and "worker-src 'none'" in opened.errors.pop()
 

@@ -140,5 +140,5 @@ def test_a_figure_opens_at_full_width_and_closes_by_escape(strict):
     large = strict.locator("dialog img")
     assert large.bounding_box()["width"] >= 900 and large.get_attribute("alt") == "A plane."
     strict.keyboard.press("Escape")
-    assert strict.locator("dialog").count() == 0
+    strict.locator("dialog").wait_for(state="detached")
     assert figure.evaluate("image => image == document.activeElement")
