@@ -1,7 +1,7 @@
 """The products of a training step in C, compiled on first use; PyTorch's own where that cannot be.
 
-They change the rounding of a step, not P, and are there by default, since a step costs up to a third less. The one
-time that something is compiled, or cannot be, a line says so. ``diagnose`` names what runs.
+They change the rounding of a step, not P, and are there by default, since they make it shorter. The one time that
+something is compiled, or cannot be, a line says so. ``diagnose`` names what runs.
 kronecker has none: both its products are PyTorch's, and a kernel for them took longer (1.65 of a direct step for 1.48).
 """
 
