@@ -15,7 +15,7 @@ from typing import Any
 from subspace_lib.files import write_text
 from subspace_lib.intrinsic import crossing, increasing
 from subspace_lib.study.claims import Comparison, compare, of_differences
-from subspace_lib.study.experiments import EXPERIMENTS, FINE_TUNING, experiment
+from subspace_lib.study.experiments import EXPERIMENTS, FINE_TUNING, chosen_rate, experiment
 from subspace_lib.study.records import DATA, Spec, at_best_rate, curves, results
 from subspace_lib.study.scorecard import pooling_effect
 from subspace_lib.tasks.profiles import get_profile
@@ -274,13 +274,31 @@ def standing(folder: Path = DATA / "results") -> str:
     return "\n".join(lines) + "\n"
 
 
+def rates(folder: Path = DATA / "results") -> str:
+    """The rate chosen at each size, in bold, and the mean loss of every rate tried, as a table in Markdown."""
+    losses: dict[tuple[str, str, bool, int], dict[float, list[float]]] = {}
+    for row in results("lr", folder) + results("lr_small", folder):
+        size = losses.setdefault((row["dataset"], row["model"], row["projection"] != "none", row["d"]), {})
+        size.setdefault(row["lr"], []).append(math.inf if row["val_loss"] is None else row["val_loss"])
+    lines = ["| data | network | d | rates and their losses |", "| :-- | :-- | --: | :-- |"]
+    for (dataset, model, projected, d), tried in sorted(losses.items()):
+        try:
+            chosen = chosen_rate(dataset, model, projected, folder, d)
+        except ValueError:
+            chosen = math.nan
+        said = {lr: f"{lr:g}: {fmean(runs):.4f}" for lr, runs in sorted(tried.items())}
+        told = ", ".join(f"**{text}**" if lr == chosen else text for lr, text in said.items())
+        lines.append(f"| {dataset} | `{model}` | {d:,}{'' if projected else ' (all)'} | {told} |")
+    return "\n".join(lines) + "\n"
+
+
 def parts(text: str) -> dict[str, str]:
     """What stands between the marks of each part in the text of ``data/README.md``."""
     return {name: text.split(f"<!-- {name} -->\n")[1].split(f"<!-- end of {name} -->\n")[0] for name in PARTS}
 
 
 def write(readme: Path = DATA / "README.md") -> None:
-    """Put both tables between their marks in ``data/README.md``."""
+    """Put the tables between their marks in ``data/README.md``."""
     text = readme.read_text(encoding="utf-8")
     for name, old in parts(text).items():
         start = f"<!-- {name} -->\n"
@@ -288,7 +306,7 @@ def write(readme: Path = DATA / "README.md") -> None:
     write_text(readme, text)
 
 
-PARTS: dict[str, Callable[[], str]] = {"findings": lambda: table(findings()), "standing": standing}
+PARTS: dict[str, Callable[[], str]] = {"findings": lambda: table(findings()), "standing": standing, "rates": rates}
 
 if __name__ == "__main__":
     write()
