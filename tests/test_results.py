@@ -207,6 +207,18 @@ def test_frames_share_one_palette():
     assert len(palettes) == 1
 
 
+def test_the_ground_of_a_frame_is_white():
+    def lines(value):
+        figure, ax = plt.subplots(figsize=(4, 3))
+        for number in range(60):
+            ax.plot([0, number], [value, 60 - number], lw=0.3, color="black")
+            ax.plot([0, 60], [number, number * value], lw=0.5, color="grey")
+        return figure
+
+    for frame in FrameSlider(lines, [1, 2], label="x", alt="y").frames:
+        assert pixels_of(frame)[0, 0].tolist() == [255, 255, 255]
+
+
 def test_a_live_slider_draws_what_is_chosen():
     slider = FrameSlider(draw, [1, 3], label="slope", alt=lambda v: f"a <line> of slope {v}", format="{}°")
     before = plt.get_fignums()

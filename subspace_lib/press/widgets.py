@@ -294,7 +294,11 @@ def _png(*figures: Figure) -> list[str]:
         together.paste(picture, (0, sum(p.height for p in pictures[:number])))
     own = bytes.fromhex("ffffff" + "".join(COLOURS).replace("#", ""))  # thin lines are too few pixels to be counted
     palette = together.quantize(64 - len(own) // 3)
-    palette.putpalette([*(palette.getpalette() or []), *own])
+    found = palette.getpalette() or []
+    for at in range(0, len(found), 3):
+        if min(found[at : at + 3]) > 248:  # nearly white: the ground would stand out from the page
+            found[at : at + 3] = [255] * 3
+    palette.putpalette([*found, *own])
     packed = []
     for picture in pictures:
         buffer = io.BytesIO()

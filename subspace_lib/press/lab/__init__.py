@@ -212,7 +212,7 @@ def picture(points: Sequence[Sequence[float]], title: str, says: str, log: bool 
     line = " ".join(f"{x:.1f},{y:.1f}" for x, y in at)
     words = html.escape(f"{title}. {says[0].upper()}{says[1:]}.")
     return (
-        f'<svg viewBox="0 0 340 200" role="img" aria-label="{words}">{grid}{ends}'
+        f'<svg viewBox="0 0 360 200" role="img" aria-label="{words}">{grid}{ends}'
         f'<polyline class="first" points="{line}"/></svg><figcaption>{words}</figcaption>'
     )
 
