@@ -1,10 +1,9 @@
 """Beside others, with the real packages where they are installed (`pip install subspace_lib[frameworks]`)."""
 
+import contextlib
 import copy
-import importlib
 import json
 import os
-import sys
 import warnings
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from torch import nn
 
 import subspace_lib
 from subspace_lib import MLP, SubspaceModel, SubspaceOptimizer, count_parameters, make_projection
+from subspace_lib.tasks import downloads
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 X = torch.randn(64, 20, generator=torch.Generator().manual_seed(1))
@@ -23,16 +23,10 @@ Y = torch.arange(64) % 3
 
 
 @pytest.fixture(scope="module", autouse=True)
-def without_a_torchvision_that_does_not_load():
-    """Of another build than torch it raises a RuntimeError, which these packages do not expect."""
-    with pytest.MonkeyPatch.context() as patch:
-        try:
-            importlib.import_module("torchvision")
-        except (ImportError, RuntimeError):
-            for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
-                patch.delitem(sys.modules, name)
-            patch.setitem(sys.modules, "torchvision", None)
-        yield
+def torchvision_that_loads():
+    """Beside a CPU torch its wheel raises a RuntimeError, which these packages do not expect."""
+    with contextlib.suppress(ImportError):
+        downloads._import_torchvision_datasets()
 
 
 def net_of():
