@@ -797,4 +797,4 @@ def test_an_experiment_with_failures_does_not_stop_the_next(tmp_path, monkeypatc
     assert begun == ["lr", "lr_small"]
     captured = capsys.readouterr()
     assert captured.err == "1 of 2 runs failed\n"
-    assert captured.out.startswith("lr_small: 0 of 72 runs")
+    assert captured.out.startswith(f"lr_small: 0 of {2 * 3 * SETTINGS} runs")

@@ -67,11 +67,11 @@ NETWORK: tuple[Point, ...] = (
     (_IMAGENET, 5000, (1e-2, 3e-2, 1e-1)),
     (_IMAGENET, None, (1e-4, 3e-4, 1e-3)),
     (_IMAGENET | _FACTORS, 1000, (3e-2, 1e-1, 3e-1)),
-    ({"start": "random", "norm": "batch"}, None, (3e-4, 1e-3, 3e-3)),
+    ({"start": "random", "norm": "batch"}, None, (3e-4, 1e-3, 3e-3, 1e-2)),
     ({"start": "random", "norm": "batch"}, 1000, (1e-1, 3e-1, 1.0)),
     (_IMAGENET | _FACTORS, 200, (1e-1, 3e-1, 1.0)),
     (_IMAGENET | {"adapter": {"kind": "lora_xs", "rank": 5}}, None, (3e-3, 1e-2, 3e-2)),
-    ({"start": "imagenet", "norm": "batch"}, 1000, (3e-2, 1e-1, 3e-1)),
+    ({"start": "imagenet", "norm": "batch"}, 1000, (3e-2, 1e-1, 3e-1, 1.0)),
 )
 """Where the large network is tried."""
 _DIGITS: dict[str, Any] = {"start": "digits"}
