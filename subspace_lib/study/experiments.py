@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from subspace_lib.study.records import DATA, Spec, published, results
+from subspace_lib.study.records import DATA, Spec, loss_of, published, results
 from subspace_lib.study.restated import RESTATED
 from subspace_lib.subspace import count_parameters
 from subspace_lib.tasks.models import SmallLeNet
@@ -184,8 +184,7 @@ def chosen_rate(dataset: str, model: str, projected: bool, folder: Path = DATA /
         whole += len(runs) >= setting["seeds"]
         lengths |= {row["epochs"] for row in runs}
         for row in runs:
-            loss = row["val_loss"] if row["val_loss"] is not None else math.inf
-            losses.setdefault(row["d"], {}).setdefault(row["lr"], []).append(loss)
+            losses.setdefault(row["d"], {}).setdefault(row["lr"], []).append(loss_of(row))
     if whole < len(asked) or len(lengths) != 1:
         raise ValueError(
             f"no learning rate has been chosen for {model} on {dataset}: its runs are not all recorded "
@@ -391,7 +390,7 @@ def _fitted(name: str, folder: Path, common: dict[str, Any], points: Sequence[Po
         at = common | {"d": d, "model_options": options} | ({} if d is None else {"projection": "one_hot"})
         words = json.dumps(options, sort_keys=True)
         losses = {
-            row["lr"]: row["val_loss"] if row["val_loss"] is not None else math.inf
+            row["lr"]: loss_of(row)
             for row in recorded
             if (row["model_options"], row["seed"]) == (words, 0)
             and row["lr"] in rates

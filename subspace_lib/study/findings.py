@@ -16,7 +16,7 @@ from subspace_lib.files import write_text
 from subspace_lib.intrinsic import crossing, increasing
 from subspace_lib.study.claims import Comparison, compare, of_differences
 from subspace_lib.study.experiments import EXPERIMENTS, FINE_TUNING, chosen_rate, experiment
-from subspace_lib.study.records import DATA, Spec, at_best_rate, curves, results
+from subspace_lib.study.records import DATA, Spec, at_best_rate, curves, loss_of, results
 from subspace_lib.study.scorecard import pooling_effect
 from subspace_lib.tasks.profiles import get_profile
 
@@ -279,7 +279,7 @@ def rates(folder: Path = DATA / "results") -> str:
     losses: dict[tuple[str, str, bool, int], dict[float, list[float]]] = {}
     for row in results("lr", folder) + results("lr_small", folder):
         size = losses.setdefault((row["dataset"], row["model"], row["projection"] != "none", row["d"]), {})
-        size.setdefault(row["lr"], []).append(math.inf if row["val_loss"] is None else row["val_loss"])
+        size.setdefault(row["lr"], []).append(loss_of(row))
     lines = ["| data | network | d | rates and their losses |", "| :-- | :-- | --: | :-- |"]
     for (dataset, model, projected, d), tried in sorted(losses.items()):
         try:

@@ -284,6 +284,11 @@ def accuracy_over_d(experiment: str, folder: Path = DATA / "results") -> tuple[d
     return curve, direct
 
 
+def loss_of(row: dict[str, Any]) -> float:
+    """The validation loss of a recorded run; infinite if it diverged."""
+    return math.inf if row["val_loss"] is None else float(row["val_loss"])
+
+
 def at_best_rate(experiment: str, folder: Path = DATA / "results") -> dict[tuple[str, str, int], list[dict[str, Any]]]:
     """Runs by data set, options of the network and d, each at the rate of its lowest validation loss on seed 0.
 
@@ -295,8 +300,8 @@ def at_best_rate(experiment: str, folder: Path = DATA / "results") -> dict[tuple
         points.setdefault((row["dataset"], row["model_options"], row["d"]), []).append(row)
     found = {}
     for point, rows in points.items():
-        losses = {row["lr"]: row["val_loss"] for row in rows if row["seed"] == 0}
-        best = min(losses, key=lambda lr: math.inf if losses[lr] is None else losses[lr], default=math.inf)
+        losses = {row["lr"]: loss_of(row) for row in rows if row["seed"] == 0}
+        best = min(losses, key=losses.__getitem__, default=math.inf)
         if min(losses, default=best) < best < max(losses, default=best):
             found[point] = sorted((row for row in rows if row["lr"] == best), key=lambda row: row["seed"])
     return found
