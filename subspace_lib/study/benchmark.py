@@ -157,7 +157,7 @@ def beside_pytorchs_best(P: Projection, rounds: int) -> Row:
     by_rows, by_columns = (
         make_projection("sparse", P.D, P.d, P.seed, layout=layout).to(P.device) for layout in ("csr", "csc")
     )
-    z, v = torch.randn(P.d, device=P.device), torch.randn(P.D, device=P.device)
+    z, v = torch.randn(P.d).to(P.device), torch.randn(P.D).to(P.device)
     best, ours = (lambda: (by_rows(z), by_columns.adjoint(v))), (lambda: (P(z), P.adjoint(v)))
     return in_turns("products", best, ours, device=P.device.type, rounds=rounds)[0]
 
@@ -173,7 +173,8 @@ def steps_by(P: Projection) -> str:
 def product_costs(P: Projection, rounds: int, bandwidth: float) -> Row:
     """Times of P z and P^T v, and how they compare with the memory's speed."""
     device = P.device.type
-    zs, vs = (itertools.cycle(torch.randn(BATCHES, size, device=device).unbind()) for size in (P.d, P.D))
+    # Drawn on the CPU: a CUDA graph that could not be captured may leave the GPU's generator unusable.
+    zs, vs = (itertools.cycle(torch.randn(BATCHES, size).to(device).unbind()) for size in (P.d, P.D))
     forward = milliseconds(lambda: P(next(zs)), device, rounds)
     adjoint = milliseconds(lambda: P.adjoint(next(vs)), device, rounds)
     both_ways = P.options().get("layout") == "two_way"
@@ -301,13 +302,16 @@ def graphed_step(net: nn.Module, optimizer: torch.optim.Optimizer) -> Callable[[
     torch.cuda.current_stream().wait_stream(beside)
     optimizer.zero_grad()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    # A capture that fails leaves its own stream the current one; the outer context puts ours back.
+    with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph):
         compute()
+    # A graph knows addresses alone: weights, moments and P must live as long as it may be replayed.
+    captured = graph, net, optimizer
 
     def step() -> None:
         for place, fresh in zip((images, labels), next(batches), strict=True):
             place.copy_(fresh)
-        graph.replay()
+        captured[0].replay()
 
     return step
 
