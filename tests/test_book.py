@@ -25,6 +25,7 @@ from subspace_lib.press.chapters import BookError, chapter_names, modules_of, re
 from subspace_lib.press.execution import running_folder
 from subspace_lib.press.status import status_tables, write_executions
 from subspace_lib.press.takeaway import works_of
+from subspace_lib.study.records import results
 
 REPORT = 'import os\nprint(PROFILE, os.environ["SUBSPACE_DEVICE"], os.environ.get("SUBSPACE_OFFLINE"))'
 
@@ -527,6 +528,7 @@ def test_the_status_page_says_what_ran_where(root: Path) -> None:
     last = text.split("## The last build on a GPU")[1].split("\n## ")[0].strip().splitlines()
     assert len(last) == 5
     assert last[2].startswith("| [](first.ipynb) | 123 | full (stand-in images) | NVIDIA H200 |")
+    assert "## Measured on a GPU" in text and f"| {results('compared_cuda')[0]['val_accuracy']} |" in text
     assert last[4].startswith("Executed with python ") and f"torch {record['versions']['torch']}" in last[4]
 
 

@@ -18,6 +18,7 @@ from typing import Any
 from subspace_lib.files import replaced_atomically, write_text
 from subspace_lib.press.chapters import BookError, chapter_names, record_of
 from subspace_lib.processes import end, start, tied
+from subspace_lib.study.records import Spec, curves
 from subspace_lib.tasks.profiles import check_device, default_device
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -166,37 +167,51 @@ def train_many(size: Size, out: Path) -> None:
 
 def compare(size: Size, out: Path) -> None:
     """F1 to F4 at three dimensions each and directly, for one seed, beside the recorded runs of a CPU."""
-    from subspace_lib.study.records import Spec, curves
     from subspace_lib.study.sweep import sweep
 
-    recorded: dict[str, list[float]] = {}
-    specs: list[Spec] = []
+    rows: list[dict[str, Any]] = []
     for name, dimensions in COMPARED.items():
+        specs: dict[str, Spec] = {}
+        recorded: dict[str, list[float]] = {}
         for record in curves(name):
-            spec = Spec(**record["spec"])
+            spec = replace(Spec(**record["spec"]), seed=0)
             if spec.d is None or spec.d in dimensions[: 1 if size.epochs else None]:
-                recorded.setdefault(replace(spec, seed=0).key, []).append(record["result"]["val_accuracy"])
-                specs += [spec] if spec.seed == 0 else []
-    made = specs
-    if size.epochs:
-        made = [replace(spec, epochs=size.epochs, train_images=size.images, val_images=500) for spec in specs]
-    jobs = 1 if size.epochs else min(len(COMPARED), os.cpu_count() or 1)
-    table = out / "results" / f"compare_{size.device}.jsonl"
-    known = sweep(made, out / "records", table, device=size.device, jobs=jobs, require_real=not size.epochs)
-    rows = []
-    for name in COMPARED:
-        spread = _pooled([recorded[spec.key] for spec in specs if spec.experiment == name])
-        for spec, mine in zip(specs, made, strict=True):
-            if spec.experiment != name:
-                continue
-            there, here = recorded[spec.key], known[mine.key]["result"]["val_accuracy"]
-            mean, tolerated = statistics.mean(there), 3 * spread * (1 + 1 / len(there)) ** 0.5
-            row = {"experiment": name, "projection": spec.projection, "d": spec.d or "", "val_accuracy": round(here, 4)}
-            row |= {"recorded": round(mean, 4), "runs": len(there), "tolerated": round(tolerated, 4)}
-            rows.append(row | {"within": abs(here - mean) <= tolerated, "device": _name(size.device)})
-    for row in rows:
-        print(row, flush=True)
-    _write_rows(out / "results" / f"compared_{size.device}.csv", rows)
+                specs[spec.key] = spec
+                recorded.setdefault(spec.key, []).append(record["result"]["val_accuracy"])
+        made = list(specs.values())
+        if size.epochs:
+            made = [replace(spec, epochs=size.epochs, train_images=size.images, val_images=500) for spec in made]
+        table, jobs = out / "results" / f"compare_{size.device}.jsonl", 1 if size.epochs else 2
+        known = sweep(made, out / "records", table, device=size.device, jobs=jobs, require_real=not size.epochs)
+        here = [known[spec.key]["result"] for spec in made]
+        for row in beside_recorded(list(specs.values()), list(recorded.values()), here):
+            print(row, flush=True)
+            rows.append(row)
+        _write_rows(out / "results" / f"compared_{size.device}.csv", rows)
+
+
+def beside_recorded(
+    specs: Sequence[Spec], recorded: Sequence[Sequence[float]], here: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Accuracies of an experiment here, and whether they lie within three standard deviations of the recorded ones.
+
+    Parameters
+    ----------
+    specs : sequence of Spec
+        What was trained.
+    recorded : sequence of sequence of float
+        The recorded accuracies of each; their standard deviation within these groups is the measure.
+    here : sequence of mapping
+        The result of each here.
+    """
+    spread, rows = _pooled(recorded), []
+    for spec, there, result in zip(specs, recorded, here, strict=True):
+        mean, tolerated = statistics.mean(there), 3 * spread * (1 + 1 / len(there)) ** 0.5
+        row: dict[str, Any] = {"experiment": spec.experiment, "projection": spec.projection, "d": spec.d or ""}
+        row |= {"val_accuracy": round(result["val_accuracy"], 4), "recorded": round(mean, 4), "runs": len(there)}
+        row |= {"tolerated": round(tolerated, 4), "within": abs(result["val_accuracy"] - mean) <= tolerated}
+        rows.append(row | {"device": result["device"]})
+    return rows
 
 
 def execute(size: Size, out: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from subspace_lib.files import write_text
 from subspace_lib.press.chapters import is_record, record_of
 from subspace_lib.study.findings import standing
+from subspace_lib.study.records import results
 
 Executions = dict[str, dict[str, Any]]
 HEADER = """
@@ -81,6 +82,7 @@ def status_tables(executed: Path, names: Iterable[str], gpu: Path) -> str:
     return (
         f"\n## This build\n{_table({name: record_of(executed, name) for name in names})}"
         f"\n## The last build on a GPU\n{_table(last) if last else GPU_NONE}"
+        f"{_measured()}"
         f"\n## Notebooks to take away\n{DOWNLOADS}{files}"
         f"\n## Recorded runs\n{RUNS}\n{standing()}"
     )
@@ -90,7 +92,40 @@ RUNS = """
 **Full-size runs** that the chapters read, by experiment. *Of changed code* are those whose exact code is in no commit;
 *still to run* those that the rules for learning rates ask for by now.
 """
+COMPARED = """
+**The same runs on a GPU**: one run at each of some dimensions beside the mean of those recorded on a CPU. A GPU adds in
+another order, so a run parts from its twin; it is *within* if it lies as near to that mean as another seed on the CPU
+would: within three standard deviations.
+
+| experiment | d | on the GPU | recorded | of runs | tolerated | within |
+| :-- | --: | --: | --: | --: | --: | :-- |
+"""
+MANY = """
+**`fit_many` on a GPU**: LeNets in subspaces trained side by side, over the same number one after another.
+
+| runs | seconds together | seconds alone | times the runs an hour |
+| --: | --: | --: | --: |
+"""
 GPU_NONE = "\nNo GPU has executed the book yet.\n"
+
+
+def _measured() -> str:
+    """What a GPU measured beside the chapters: runs of a CPU again, and many at once."""
+    text = ""
+    for name, heading, columns in (
+        ("compared_cuda", COMPARED, ("experiment", "d", "val_accuracy", "recorded", "runs", "tolerated", "within")),
+        ("many_cuda", MANY, ("runs", "seconds_together", "seconds_alone", "times_the_runs_an_hour")),
+    ):
+        if rows := results(name):
+            text += heading + "".join(f"| {' | '.join(_word(row[column]) for column in columns)} |\n" for row in rows)
+            text += f"\nMeasured on one {rows[0]['device']}.\n"
+    return f"\n## Measured on a GPU\n{text}" if text else ""
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "directly" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def _table(executions: Mapping[str, Mapping[str, Any] | None]) -> str:

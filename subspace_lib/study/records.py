@@ -45,8 +45,10 @@ OTHER_COLUMNS: dict[str, Callable[[str], Any]] = {
     "part": str, "forward_ms": float, "adjoint_ms": float, "bytes_per_weight": float, "forward_bytes": int,
     "bandwidth_share": float, "direct_ms": float, "build_peak": float, "threads": int,
     "refused": str, "adjoint_share": float,
+    "recorded": float, "runs": int, "tolerated": float, "within": {"True": True, "False": False}.__getitem__,
+    "images": int, "seconds_together": float, "seconds_alone": float, "times_the_runs_an_hour": float,
 }  # fmt: skip
-"""Columns that only the published figures and the benchmark have."""
+"""Columns that only the published figures, the benchmark and what a GPU measured have."""
 for _name in ("step", "graph", "triton", "triton_graph", "products"):  # what the benchmark times in turns
     OTHER_COLUMNS |= dict.fromkeys((f"{_name}_{column}" for column in ("direct_ms", "ms", "over_direct")), float)
     OTHER_COLUMNS |= {f"{_name}_low": float, f"{_name}_high": float, f"{_name}_refused": str}
