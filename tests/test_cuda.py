@@ -17,7 +17,7 @@ from subspace_lib import (
     fit_many,
     make_projection,
 )
-from subspace_lib.study.benchmark import benchmark, triton_asked_for
+from subspace_lib.study.benchmark import benchmark, pytorch_alone
 
 DEVICE = "cuda"
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -65,7 +65,7 @@ def test_kernels_in_triton_give_what_PyTorch_gives(name, D, d):
     P = make_projection(name, D, d, seed=3).to(DEVICE)
     z, theta0, v = (numbers(size).to(DEVICE) for size in (d, D, D))
     found = []
-    for asked in (contextlib.nullcontext(), triton_asked_for()):
+    for asked in (pytorch_alone(), contextlib.nullcontext()):
         with asked:
             P.write(theta0, z, out := torch.empty_like(theta0))
             found.append((out, P.pull(v.clone())))

@@ -327,7 +327,7 @@ def test_sanitizers_find_nothing_at_odd_sizes_on_two_threads(tmp_path, missing):
 @linux
 def test_a_word_that_asks_for_nothing_we_know_is_refused(fresh, monkeypatch):
     monkeypatch.setenv("SUBSPACE_KERNELS", "off")
-    with pytest.raises(ValueError, match="SUBSPACE_KERNELS is 'off'; allowed are 0 .* and triton"):
+    with pytest.raises(ValueError, match="SUBSPACE_KERNELS is 'off'; allowed is 0 "):
         make("one_hot", 100, 5).write(torch.zeros(100), torch.ones(5), torch.empty(100))
 
 

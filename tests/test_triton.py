@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from subspace_lib import make_projection
+from subspace_lib.projections import kernels
 from subspace_lib.projections.kernels import KERNELS, in_triton, path_of
-from subspace_lib.study.benchmark import triton_asked_for
+from subspace_lib.study.benchmark import pytorch_alone
 
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
 interpreted = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="needs TRITON_INTERPRET=1")
@@ -49,11 +50,7 @@ for name, sizes in {
 @pytest.fixture
 def in_interpreter(monkeypatch):
     """Let the projections take their kernels on a CPU as well, where the interpreter runs them."""
-    from subspace_lib.projections import kernels
-
     monkeypatch.setattr(kernels, "_ordinary", lambda _, device: device == "cuda")
-    with triton_asked_for():
-        yield
 
 
 @needs_triton
@@ -61,6 +58,7 @@ def in_interpreter(monkeypatch):
 @pytest.mark.parametrize("name", ["one_hot", "hadamard"])
 @pytest.mark.parametrize(("D", "d"), SIZES)
 def test_products_are_PyTorchs(name, D, d, in_interpreter):
+    kernels.loaded_on.cache_clear()
     P = make_projection(name, D, d, seed=3)
     generator = torch.Generator().manual_seed(0)
     z, theta0, v = (torch.randn(size, generator=generator) for size in (d, D, D))
@@ -99,12 +97,52 @@ def test_they_compile_for_an_H100_without_spills():
     assert re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", told.stdout) == [("0", "0")] * 4
 
 
-def test_they_are_for_a_GPU_where_they_are_asked_for(monkeypatch):
+def test_they_are_for_a_GPU(monkeypatch):
+    assert in_triton(torch.zeros(3)) is None, "a CPU"
+
+
+def test_they_can_be_switched_off(monkeypatch):
+    monkeypatch.setattr(kernels, "_ordinary", lambda _, device: device == "cuda")
+    monkeypatch.setattr(kernels, "loaded_on", lambda device: (kernels, "Triton kernels"))
     monkeypatch.delenv(KERNELS, raising=False)
-    with triton_asked_for():
-        assert os.environ[KERNELS] == "triton"
-        assert in_triton(torch.zeros(3)) is None, "a CPU"
-        with pytest.raises(RuntimeError, match="within"), triton_asked_for():
+    P, z, theta = make_projection("one_hot", 100, 5), torch.ones(5), torch.zeros(100)
+    assert in_triton(z) is kernels
+    with pytorch_alone():
+        assert path_of(lambda: P.write(theta, z, torch.empty(100))) == kernels.OFF
+        with pytest.raises(RuntimeError, match="within"), pytorch_alone():
             raise RuntimeError("within")
-        assert os.environ[KERNELS] == "triton", "as it was before"
+        assert os.environ[KERNELS] == "0", "as it was before"
     assert KERNELS not in os.environ
+
+
+@pytest.mark.parametrize("trouble", ["no compiler", ""])
+def test_where_they_fail_one_line_says_so_and_PyTorch_computes(trouble, monkeypatch, capsys):
+    class Broken:
+        @staticmethod
+        def one_hot_write(*tensors):
+            raise KeyError(trouble) if trouble else RuntimeError
+
+    kernels.loaded_on.cache_clear()
+    monkeypatch.setattr(kernels, "_ordinary", lambda _, device: device == "cuda")
+    monkeypatch.setattr(kernels.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setitem(sys.modules, "subspace_lib.projections.triton_kernels", Broken)
+    P, z, theta = make_projection("one_hot", 100, 5, seed=1), torch.ones(5), torch.zeros(100)
+    for _ in range(2):
+        P.write(theta, z, out := torch.empty(100))
+        torch.testing.assert_close(out, P(z))
+    kernels.loaded_on.cache_clear()
+    [message] = capsys.readouterr().err.splitlines()
+    assert message.startswith("training steps are computed by PyTorch (") and (trouble or "RuntimeError") in message
+
+
+def test_a_kernel_that_is_wrong_is_not_used(monkeypatch, capsys):
+    class Wrong:
+        @staticmethod
+        def one_hot_write(theta0, z, entry, signed_scale, out):
+            out.fill_(3)
+
+    kernels.loaded_on.cache_clear()
+    monkeypatch.setattr(kernels.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setitem(sys.modules, "subspace_lib.projections.triton_kernels", Wrong)
+    assert kernels.loaded_on(torch.device("cpu"))[0] is None and "1 + 1 is 3" in capsys.readouterr().err
+    kernels.loaded_on.cache_clear()

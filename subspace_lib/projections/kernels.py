@@ -1,4 +1,4 @@
-"""The products of a training step in C, compiled on first use; PyTorch's own where that cannot be.
+"""The products of a training step in C, or in Triton on a GPU, compiled on first use; PyTorch's where that cannot be.
 
 They change the rounding of a step, not P, and are there by default, since they make it shorter. The one time that
 something is compiled, or cannot be, a line says so. ``diagnose`` names what runs.
@@ -30,10 +30,11 @@ from subspace_lib.files import replaced_atomically
 
 SOURCE = Path(__file__).with_name("kernels.c")
 KERNELS = "SUBSPACE_KERNELS"
-"""The variable of the environment that chooses: "0" for PyTorch alone, "triton" for those on a GPU."""
+"""The variable of the environment that switches them off, if it is "0"."""
 COMPILERS = ("gcc", "cc", "clang")
 FLAGS = ("-std=gnu11", "-O3", "-march=native", "-fopenmp", "-fPIC")
 """Never -ffast-math: with it a library may make the whole process flush small numbers to zero."""
+OFF = f"PyTorch ({KERNELS}=0)"
 SERIAL = 2**15
 """Fewer weights than this are not worth a second thread."""
 LARGEST_BLOCK = 8192
@@ -62,7 +63,7 @@ def taking(*tensors: Tensor) -> Kernels | None:
     global _last
     if not _ordinary(tensors, "cpu"):
         return None
-    found, _last = loaded()
+    found, _last = (None, OFF) if _switched_off() else loaded()
     return found
 
 
@@ -78,36 +79,28 @@ def _ordinary(tensors: Sequence[Tensor], device: str) -> bool:
 
 
 def in_triton(*tensors: Tensor) -> ModuleType | None:
-    """The kernels in Triton, where ``SUBSPACE_KERNELS`` is "triton" and they take such tensors, on a GPU; else None.
-
-    Raises
-    ------
-    ImportError
-        If they are asked for and Triton is not installed.
-    """
+    """The kernels in Triton, if they take such tensors, on a GPU; None where PyTorch has to do it."""
     global _last
-    if _asked() != "triton" or torch.are_deterministic_algorithms_enabled():
+    if torch.are_deterministic_algorithms_enabled() or not _ordinary(tensors, "cuda"):
         return None
-    if not _ordinary(tensors, "cuda") or any(one.numel() >= 2**30 for one in tensors):
+    if any(one.numel() >= 2**30 for one in tensors):
         return None
-    if importlib.util.find_spec("triton") is None:
-        raise ImportError("SUBSPACE_KERNELS asks for triton, which is not installed: pip install triton, or unset it")
-    _last = "Triton kernels"
-    return importlib.import_module("subspace_lib.projections.triton_kernels")
+    found, _last = (None, OFF) if _switched_off() else loaded_on(tensors[0].device)
+    return found
 
 
-def _asked() -> str:
-    """What the environment asks for.
+def _switched_off() -> bool:
+    """Whether the environment asks for PyTorch alone.
 
     Raises
     ------
     ValueError
-        If that is nothing we know.
+        If it asks for nothing we know.
     """
     asked = os.environ.get(KERNELS, "")
-    if asked not in ("", "0", "triton"):
-        raise ValueError(f"{KERNELS} is {asked!r}; allowed are 0 (PyTorch alone) and triton, or leave it unset")
-    return asked
+    if asked not in ("", "0"):
+        raise ValueError(f"{KERNELS} is {asked!r}; allowed is 0 (PyTorch alone), or leave it unset")
+    return asked == "0"
 
 
 def path_of(products: Callable[[], object]) -> str:
@@ -126,16 +119,35 @@ def threads_for(D: int) -> int:
 @functools.cache
 def loaded() -> tuple[Kernels | None, str]:
     """The compiled kernels, and what computes the steps, in words; one line a process where they are missed."""
-    if _asked() == "0":
-        return None, "PyTorch (SUBSPACE_KERNELS=0)"
     if sys.platform != "linux":
         return None, "PyTorch (kernels are for Linux)"
     try:
         return _built(), "C kernels"
     except (OSError, RuntimeError) as error:
-        why = f"PyTorch ({error})"
-        print(f"training steps are computed by {why}; SUBSPACE_KERNELS=0 asks for that", file=sys.stderr)
-        return None, why
+        return None, _missed(error)
+
+
+@functools.cache
+def loaded_on(device: torch.device) -> tuple[ModuleType | None, str]:
+    """The same for the kernels in Triton on a GPU, after a first small product there."""
+    if importlib.util.find_spec("triton") is None:
+        return None, "PyTorch (Triton is not installed)"
+    try:
+        triton = importlib.import_module("subspace_lib.projections.triton_kernels")
+        one, out = torch.ones(1, device=device), torch.zeros(1, device=device)
+        triton.one_hot_write(one, one, one.int() - 1, torch.stack([one, -one]), out)
+        if (found := float(out)) != 2:
+            raise RuntimeError(f"1 + 1 is {found:g} in Triton")
+    except Exception as error:  # a compiler may raise anything
+        return None, _missed(error)
+    return triton, "Triton kernels"
+
+
+def _missed(error: Exception) -> str:
+    """What computes the steps where kernels fail, which is said once."""
+    why = f"PyTorch ({str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__})"
+    print(f"training steps are computed by {why}; {KERNELS}=0 asks for that", file=sys.stderr)
+    return why
 
 
 def _built() -> Kernels:

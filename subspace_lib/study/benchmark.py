@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import csv
 import functools
-import importlib.util
 import itertools
 import os
 import subprocess
@@ -111,8 +110,8 @@ def benchmark(
     ------
     dict
         ``part`` ("step", "d" or "D"), the sizes, milliseconds, ``steps_by``, what computes a step's products,
-        ``step_over_direct`` with its quartiles, on a GPU the same inside a CUDA graph and, where Triton is installed,
-        both with our kernels in it; the bytes kept a weight, the bytes that a forward product must move and the share
+        ``step_over_direct`` with its quartiles, on a GPU by PyTorch alone and the same inside a CUDA graph, and both
+        once more where kernels in Triton compute it; the bytes kept a weight, the bytes that a forward product must move and the share
         of the measured copy bandwidth that this is, and ``build_peak``, the most memory used while building over what
         is kept; for "sparse" also both its products over PyTorch's best, ``products_over_direct``, with quartiles.
     """
@@ -197,7 +196,7 @@ def step_costs(projections: Sequence[Projection], in_features: int, rounds: int)
     device = projections[0].device.type
 
     def steps(
-        make: Callable[..., Callable[[], None]], some: Sequence[Projection] = projections, **more: Any
+        make: Callable[..., Callable[[], None]], some: Sequence[Projection], **more: Any
     ) -> Iterator[Callable[[], None] | str]:
         for P in (None, *some):
             net = MLP(in_features).to(device)
@@ -210,26 +209,29 @@ def step_costs(projections: Sequence[Projection], in_features: int, rounds: int)
             except (RuntimeError, ValueError) as error:
                 yield str(error).splitlines()[0]
 
-    rows = in_turns("step", *steps(training_step), device=device, rounds=rounds)
-    if device == "cuda":
-        graphs = in_turns("graph", *steps(graphed_step, capturable=True), device=device, rounds=rounds)
-        rows = [row | graph for row, graph in zip(rows, graphs, strict=True)]
-    if device == "cuda" and importlib.util.find_spec("triton"):
-        with triton_asked_for():
-            some = [P for P in projections if steps_by(P) == "Triton kernels"]
-            eager = in_turns("triton", *steps(training_step, some), device=device, rounds=rounds)
+    def timed(name: str, some: Sequence[Projection]) -> list[Row]:
+        rows = in_turns(name, *steps(training_step, some), device=device, rounds=rounds)
+        if device == "cuda":
             made = steps(graphed_step, some, capturable=True)
-            graphs = in_turns("triton_graph", *made, device=device, rounds=rounds)
-        for P, one, graph in zip(some, eager, graphs, strict=True):
-            rows[projections.index(P)] |= one | graph
+            graphs = in_turns(f"{name}_graph".removeprefix("step_"), *made, device=device, rounds=rounds)
+            rows = [row | graph for row, graph in zip(rows, graphs, strict=True)]
+        return rows
+
+    if device != "cuda":
+        return timed("step", projections)
+    with pytorch_alone():
+        rows = timed("step", projections)
+    some = [P for P in projections if steps_by(P) == "Triton kernels"]
+    for P, row in zip(some, timed("triton", some) if some else [], strict=True):
+        rows[projections.index(P)] |= row
     return rows
 
 
 @contextlib.contextmanager
-def triton_asked_for() -> Iterator[None]:
-    """Let the kernels in Triton compute what they can."""
+def pytorch_alone() -> Iterator[None]:
+    """Leave all products to PyTorch."""
     before = os.environ.get(KERNELS)
-    os.environ[KERNELS] = "triton"
+    os.environ[KERNELS] = "0"
     try:
         yield
     finally:
