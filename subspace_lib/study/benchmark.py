@@ -111,9 +111,10 @@ def benchmark(
     dict
         ``part`` ("step", "d" or "D"), the sizes, milliseconds, ``steps_by``, what computes a step's products,
         ``step_over_direct`` with its quartiles, on a GPU by PyTorch alone and the same inside a CUDA graph, and both
-        once more where kernels in Triton compute it; the bytes kept a weight, the bytes that a forward product must move and the share
-        of the measured copy bandwidth that this is, and ``build_peak``, the most memory used while building over what
-        is kept; for "sparse" also both its products over PyTorch's best, ``products_over_direct``, with quartiles.
+        once more where kernels in Triton compute it; the bytes kept a weight, the bytes that a forward product must
+        move and the share of the measured copy bandwidth that this is, and ``build_peak``, the most memory used while
+        building over what is kept; for "sparse" also both its products over PyTorch's best, ``products_over_direct``,
+        with quartiles.
     """
     bandwidth = copy_bandwidth(device)
     D = count_parameters(MLP(in_features))
