@@ -78,6 +78,10 @@ def test_images_travel_in_two_parts(tmp_path: Path) -> None:
         subprocess.run([sys.executable, str(Path(__file__).with_name("travel.py")), *map(str, what)], check=True)
     small, large = sorted(part.stat().st_size for part in (tmp_path / "parts").iterdir())
     assert large < 1.7 * small
+    (tmp_path / "parts/part2.npz").unlink()
+    travel = [sys.executable, str(Path(__file__).with_name("travel.py")), "unpack", str(tmp_path / "parts")]
+    subprocess.run([*travel, str(tmp_path / "digits")], check=True)
+    assert [file.name for file in (tmp_path / "digits").iterdir()] == ["mnist.npz"]
     for name in shapes:
         before, after = np.load(tmp_path / f"{name}.npz"), np.load(tmp_path / "there" / f"{name}.npz")
         assert sorted(before) == sorted(after)
