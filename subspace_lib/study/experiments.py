@@ -6,7 +6,7 @@ import functools
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -147,8 +147,7 @@ def experiment(name: str, profile: Profile, folder: Path = DATA / "results") -> 
 def chosen_rate(dataset: str, model: str, projected: bool, folder: Path = DATA / "results", size: int = 1) -> float:
     """The learning rate of a task, by the mean validation loss of its runs in "lr", for small networks "lr_small".
 
-    It is that of the nearest size tried, on a scale of log d: of the rates whose loss is within ``TIE`` of the lowest
-    there the largest, whose runs are the shortest.
+    It is the ``best_rate`` at the nearest size tried, on a scale of log d.
 
     Parameters
     ----------
@@ -164,19 +163,38 @@ def chosen_rate(dataset: str, model: str, projected: bool, folder: Path = DATA /
     Raises
     ------
     ValueError
-        If not all runs that this task asks for are recorded, at one length, or the rate that would be chosen is the
-        lowest or the highest that was tried.
+        As ``rates_tried``; or if the rate that would be chosen is the lowest or the highest that was tried.
     """
-    tuning = "lr_small" if model == "small_lenet" else "lr"
-    task = dataset, model, projected
+    tried = rates_tried(dataset, model, projected, folder)
+    nearest = min(tried, key=lambda one: abs(math.log(size / one)))
+    chosen = best_rate(tried[nearest])
+    if chosen in (min(tried[nearest]), max(tried[nearest])):
+        end, further = ("lowest", "lower") if chosen == min(tried[nearest]) else ("highest", "higher")
+        raise ValueError(
+            f"the learning rate of {model} on {dataset} at {nearest:,} dimensions, {chosen:g}, is the {end} that was "
+            f"tried; add {further} ones to TUNING and run `python -m subspace_lib sweep {_tuning(model)}`"
+        )
+    return chosen
+
+
+def best_rate(losses: Mapping[float, float]) -> float:
+    """Of the rates whose loss is within ``TIE`` of the lowest the largest, whose runs are the shortest."""
+    return max(rate for rate, loss in losses.items() if loss <= (1 + TIE) * min(losses.values()))
+
+
+def rates_tried(dataset: str, model: str, projected: bool, folder: Path) -> dict[int, dict[float, float]]:
+    """The mean validation loss of every rate that was tried for a task, at every size.
+
+    Raises
+    ------
+    ValueError
+        If not all runs that this task asks for are recorded, at one length.
+    """
+    tuning, task = _tuning(model), (dataset, model, projected)
     rows = [
         row for row in results(tuning, folder) if (row["dataset"], row["model"], row["projection"] != "none") == task
     ]
-    asked = [
-        setting
-        for setting in EXPERIMENTS[tuning](tuning, folder)
-        if (setting["dataset"], setting["model"], "projection" in setting) == task
-    ]
+    asked = [setting for setting in EXPERIMENTS[tuning](tuning, folder) if task_of(setting) == task]
     losses: dict[int, dict[float, list[float]]] = {}
     lengths, whole = set(), 0
     for setting in asked:
@@ -191,16 +209,16 @@ def chosen_rate(dataset: str, model: str, projected: bool, folder: Path = DATA /
             f"({whole} of {len(asked)} settings{', of several lengths' * (len(lengths) > 1)}); "
             f"run `python -m subspace_lib sweep {tuning}` first"
         )
-    nearest = min(losses, key=lambda tried: abs(math.log(size / tried)))
-    means = {rate: fmean(runs) for rate, runs in losses[nearest].items()}
-    chosen = max(rate for rate, loss in means.items() if loss <= (1 + TIE) * min(means.values()))
-    if chosen in (min(means), max(means)):
-        end, further = ("lowest", "lower") if chosen == min(means) else ("highest", "higher")
-        raise ValueError(
-            f"the learning rate of {model} on {dataset} at {nearest:,} dimensions, {chosen:g}, is the {end} that was "
-            f"tried; add {further} ones to TUNING and run `python -m subspace_lib sweep {tuning}`"
-        )
-    return chosen
+    return {size: {rate: fmean(runs) for rate, runs in at.items()} for size, at in losses.items()}
+
+
+def task_of(setting: Mapping[str, Any]) -> tuple[str, str, bool]:
+    """Data, network, and whether a subspace is trained."""
+    return setting["dataset"], setting["model"], "projection" in setting
+
+
+def _tuning(model: str) -> str:
+    return "lr_small" if model == "small_lenet" else "lr"
 
 
 def _is_of(row: dict[str, Any], setting: dict[str, Any]) -> bool:

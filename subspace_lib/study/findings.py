@@ -15,8 +15,8 @@ from typing import Any
 from subspace_lib.files import write_text
 from subspace_lib.intrinsic import crossing, increasing
 from subspace_lib.study.claims import Comparison, compare, of_differences
-from subspace_lib.study.experiments import EXPERIMENTS, FINE_TUNING, chosen_rate, experiment
-from subspace_lib.study.records import DATA, Spec, at_best_rate, curves, loss_of, results
+from subspace_lib.study.experiments import EXPERIMENTS, FINE_TUNING, best_rate, experiment, rates_tried, task_of
+from subspace_lib.study.records import DATA, Spec, at_best_rate, curves, results
 from subspace_lib.study.scorecard import pooling_effect
 from subspace_lib.tasks.profiles import get_profile
 
@@ -276,19 +276,16 @@ def standing(folder: Path = DATA / "results") -> str:
 
 def rates(folder: Path = DATA / "results") -> str:
     """The rate chosen at each size, in bold, and the mean loss of every rate tried, as a table in Markdown."""
-    losses: dict[tuple[str, str, bool, int], dict[float, list[float]]] = {}
-    for row in results("lr", folder) + results("lr_small", folder):
-        size = losses.setdefault((row["dataset"], row["model"], row["projection"] != "none", row["d"]), {})
-        size.setdefault(row["lr"], []).append(loss_of(row))
     lines = ["| data | network | d | rates and their losses |", "| :-- | :-- | --: | :-- |"]
-    for (dataset, model, projected, d), tried in sorted(losses.items()):
-        try:
-            chosen = chosen_rate(dataset, model, projected, folder, d)
-        except ValueError:
-            chosen = math.nan
-        said = {lr: f"{lr:g}: {fmean(runs):.4f}" for lr, runs in sorted(tried.items())}
-        told = ", ".join(f"**{text}**" if lr == chosen else text for lr, text in said.items())
-        lines.append(f"| {dataset} | `{model}` | {d:,}{'' if projected else ' (all)'} | {told} |")
+    tasks = {task_of(setting) for name in ("lr", "lr_small") for setting in EXPERIMENTS[name](name, folder)}
+    for dataset, model, projected in sorted(tasks):
+        for d, losses in sorted(rates_tried(dataset, model, projected, folder).items()):
+            chosen = best_rate(losses)
+            said = (
+                f"**{lr:g}: {losses[lr]:.4f}**" if lr == chosen else f"{lr:g}: {losses[lr]:.4f}"
+                for lr in sorted(losses)
+            )
+            lines.append(f"| {dataset} | `{model}` | {d:,}{'' if projected else ' (all)'} | {', '.join(said)} |")
     return "\n".join(lines) + "\n"
 
 
