@@ -68,13 +68,20 @@ def taking(*tensors: Tensor) -> Kernels | None:
 
 
 def _ordinary(tensors: Sequence[Tensor], device: str) -> bool:
-    """Whether these are float32 there, without gaps, and no tensors by which PyTorch records a program."""
-    return not torch.compiler.is_compiling() and all(
-        type(one) in (Tensor, nn.Parameter)
-        and one.device.type == device
-        and one.dtype == torch.float32
-        and one.is_contiguous()
-        for one in tensors
+    """Whether these are float32 there, without gaps, and no tensors by which PyTorch records a program.
+
+    Of several GPUs, on the one that is current: Triton launches there, wherever the tensors are.
+    """
+    return (
+        not torch.compiler.is_compiling()
+        and all(
+            type(one) in (Tensor, nn.Parameter)
+            and one.device.type == device
+            and one.dtype == torch.float32
+            and one.is_contiguous()
+            for one in tensors
+        )
+        and (device == "cpu" or all(one.get_device() == torch.cuda.current_device() for one in tensors))
     )
 
 
