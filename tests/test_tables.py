@@ -37,6 +37,29 @@ def test_cells_scopes_and_alignment():
     assert ["right" in a["style"] for _, a, _ in found[1:5]] == [False, True, True, True]
 
 
+@pytest.mark.parametrize(
+    ("cell", "how", "written"),
+    [
+        (-0.0004, "+.3f", "0.000"),
+        (0.0, "+.0%", "0%"),
+        (-0.0006, "+.3f", "-0.001"),
+        (0.04, "+.2f", "+0.04"),
+        ("-0.000 (-0.966 to +0.004; 3 pairs): open", None, "0.000 (-0.966 to +0.004; 3 pairs): open"),
+        ("+0.000, open", None, "0.000, open"),
+        ("80+0+25, 1e-05", None, "80+0+25, 1e-05"),
+    ],
+)
+def test_a_zero_has_no_sign(cell, how, written):
+    found = Cells(Table([{"gain": cell}], "Runs.", how and {"gain": how})._repr_html_()).found
+    assert found[-1][2] == written
+
+
+def test_numbers_stand_on_the_right_though_they_come_as_words():
+    row = {"gain": "+0.041", "d": "12,000", "error": "3.71e-09", "share": "12%", "range": "1 to 2", "sure": True}
+    found = Cells(Table([row], "Runs.")._repr_html_()).found[1:7]
+    assert ["right" in attributes["style"] for _, attributes, _ in found] == [True] * 4 + [False] * 2
+
+
 def test_a_wide_table_is_moved_by_keyboard():
     assert re.match(r'<div [^>]*tabindex="0"[^>]*overflow-x: auto', Table(ROWS, "Runs.")._repr_html_())
 

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Mapping, Sequence
 from numbers import Number
 from typing import Any
 
+NUMBER = re.compile(r"[+-]?[\d,.]+(e[+-]\d+)?%?|[+-]?(inf|nan)")
+SIGNED_ZERO = re.compile(r"(?<![\w.])[+-](?=0(\.0+)?(?!\.?\d|e))")  # -0.000, within words too
 COMMON = 'style="text-align: {}; white-space: nowrap"'
 
 
 class Table:
     """Rows as a table: a heading for each column, and the first cell of a row as its heading.
+
+    A column of numbers stands on the right, whether they come as numbers or written out; a zero has no sign.
 
     Parameters
     ----------
@@ -47,7 +52,9 @@ class Table:
             raise ValueError(f"no column {unknown[0]!r} to format; the columns are: {', '.join(self.headings)}")
         self.caption = caption
         self.cells = [[_written(row.get(h), (formats or {}).get(h)) for h in self.headings] for row in rows]
-        self.numeric = [all(row.get(h) is None or _is_number(row[h]) for row in rows) for h in self.headings]
+        self.numeric = [
+            all(not cell or NUMBER.fullmatch(cell) for cell in column) for column in zip(*self.cells, strict=True)
+        ]
 
     def __repr__(self) -> str:
         """The table as text, for a terminal."""
@@ -82,15 +89,11 @@ class Table:
         )
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, Number) and not isinstance(value, bool)
-
-
 def _written(value: Any, how: str | None) -> str:
     if value is None:
         return ""
-    if not _is_number(value):
-        return str(value)
-    if how is None:
-        how = "," if isinstance(value, int) else ".4g"
-    return format(value, how)
+    if isinstance(value, bool) or not isinstance(value, Number):
+        written = str(value)
+    else:
+        written = format(value, how or ("," if isinstance(value, int) else ".4g"))
+    return SIGNED_ZERO.sub("", written)
