@@ -529,6 +529,10 @@ def test_the_status_page_says_what_ran_where(root: Path) -> None:
     assert len(last) == 5
     assert last[2].startswith("| [](first.ipynb) | 123 | full (stand-in images) | NVIDIA H200 |")
     assert "## Measured on a GPU" in text and f"| {results('compared_cuda')[0]['val_accuracy']} |" in text
+    recorded = [line.split(" | ")[3] for line in text.splitlines() if re.match(r"\| f\d \|", line)]
+    assert recorded and {len(mean.partition(".")[2]) for mean in recorded} == {4}, (
+        "a column has as many digits in each row"
+    )
     assert last[4].startswith("Executed with python ") and f"torch {record['versions']['torch']}" in last[4]
 
 

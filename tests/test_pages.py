@@ -158,7 +158,9 @@ def visit(browser: Any, path: Path) -> dict[str, Any]:
     page.wait_for_timeout(100)
     # axe passes over what stands on a gradient, which here is the shadow at the side of what goes on
     page.add_style_tag(content="* {transition: none !important; animation: none !important}")
-    page.add_style_tag(content="pre, .pst-scrollable-table-container {background-image: none !important}")
+    page.add_style_tag(
+        content="pre, .pst-scrollable-table-container, mjx-container {background-image: none !important}"
+    )
     page.evaluate(AXE.read_text(encoding="utf-8"))
     found["barriers"] = page.evaluate(BARRIERS)
     found["wide"] = {}

@@ -47,6 +47,7 @@ def use_style() -> None:
             "figure.figsize": (6.8, 4.0),
             "figure.dpi": 110,
             "figure.constrained_layout.use": True,
+            "figure.constrained_layout.h_pad": 0.08,  # inches; a panel's title keeps off the axis above it
             "font.size": 11,
             "legend.frameon": False,
             "lines.markersize": 5,

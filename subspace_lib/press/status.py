@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -117,14 +117,23 @@ def _measured() -> str:
         ("many_cuda", MANY, ("runs", "seconds_together", "seconds_alone", "times_the_runs_an_hour")),
     ):
         if rows := results(name):
-            text += heading + "".join(f"| {' | '.join(_word(row[column]) for column in columns)} |\n" for row in rows)
+            cells = zip(*(_words([row[column] for row in rows]) for column in columns), strict=True)
+            text += heading + "".join(f"| {' | '.join(line)} |\n" for line in cells)
             text += f"\nMeasured on one {rows[0]['device']}.\n"
     return f"\n## Measured on a GPU\n{text}" if text else ""
 
 
-def _word(value: Any) -> str:
+def _words(column: Sequence[Any]) -> list[str]:
+    """The cells of a column; its fractions all with as many digits as the longest."""
+    places = max(len(str(value).partition(".")[2]) for value in column)
+    return [_word(value, places) for value in column]
+
+
+def _word(value: Any, places: int) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.{places}f}"
     return "directly" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
 
 
@@ -139,6 +148,6 @@ def _line(name: str, record: Mapping[str, Any] | None) -> str:
     if record is None:
         return f"| []({name}.ipynb) | | not executed | | | |\n"
     profile = record["profile"] + (" (stand-in images)" if record["standins"] else "")
-    date = record["date"].split("T")[0]
+    date = f'<span class="kept">{record["date"].split("T")[0]}</span>'
     cells = (f"[]({name}.ipynb)", f"{record['seconds']:.0f}", profile, record["device"], date)
     return f"| {' | '.join(cells)} | {record['commit']} |\n"
