@@ -15,6 +15,7 @@ import yaml
 
 from subspace_lib.press.chapters import PARAMETER, chapter_names
 from subspace_lib.press.times import PLACEHOLDER, length_of
+from subspace_lib.study.records import published
 
 ROOT = Path(__file__).resolve().parents[1]
 BOOK = ROOT / "book"
@@ -163,6 +164,14 @@ def test_code_fits_the_column(path: Path) -> None:
     """A page of 1280 pixels shows 89 characters of a line, in a fold too (``book.css``)."""
     lines = [line for cell in cells_of(path, "code") for line in cell["source"].splitlines()]
     assert [line for line in lines if len(line) > 88] == []
+
+
+@pytest.mark.parametrize("path", sorted(BOOK.glob("*.ipynb")), ids=lambda path: path.stem)
+def test_sources_have_names(path: Path) -> None:
+    """The keys of data/published choose rows; captions, legends and prose call a source by its name."""
+    keys = "|".join({row["source"] for row in published()})
+    text = re.sub(r"\bsource\W{1,10}\w+", "", path.read_text(encoding="utf-8"))
+    assert re.findall(rf".*\b(?:{keys})\b.*", text) == []
 
 
 @pytest.mark.parametrize("path", sorted(BOOK.glob("*.ipynb")), ids=lambda path: path.stem)
