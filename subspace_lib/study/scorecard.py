@@ -25,7 +25,7 @@ SAME_SIZE = 1.15
 """Small networks are compared with those of ours whose D differs by at most this factor."""
 
 FIXED_BASELINE = {"mnist": 1.0, "cifar10": 0.5}
-"""The fixed baselines of li2018."""
+"""The fixed baselines of Li et al. (2018)."""
 
 Row = dict[str, Any]
 

@@ -11,7 +11,7 @@ from subspace_lib.checks import integer
 def MLP(in_features: int = 784, hidden: int = 200, depth: int = 1, classes: int = 10) -> nn.Sequential:
     """A multilayer perceptron: ``depth`` hidden layers of ``hidden`` ReLU units each.
 
-    ``MLP(784)`` has D = 159,010 parameters, ``MLP(2352)`` D = 472,610: the networks of minut2023.
+    ``MLP(784)`` has D = 159,010 parameters, ``MLP(2352)`` D = 472,610: the networks of Minut (2023).
     Images of any shape are flattened.
 
     Raises
@@ -106,7 +106,7 @@ def SmallLeNet(
 
 
 class ToyProblem(nn.Module):
-    """D weights of which each of ``blocks`` equal blocks must sum to its number: li2018, section 2.
+    """D weights of which each of ``blocks`` equal blocks must sum to its number: Li et al. (2018), section 2.
 
     loss(theta) = sum_i (sum of block i - i)^2. The solutions form a flat of dimension D - blocks, so a random
     flat of dimension d meets it, with probability one, exactly from d = blocks on: the intrinsic dimension
