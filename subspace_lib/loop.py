@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from subspace_lib import checks
 from subspace_lib.data import Data, batches_of, is_pair
+from subspace_lib.graphs import Steps, asked
 from subspace_lib.memory import keep_freed_memory
 from subspace_lib.steps import Runs, State, device_of, modes_kept
 from subspace_lib.trial import check_alike, explained, try_out
@@ -93,6 +94,7 @@ class Loop:
             )
         if is_pair(self.data.train) and self.batch_size > (n := len(self.data.train[1])):
             raise ValueError(f"batch_size = {self.batch_size} is larger than the training set of {n}; use at most {n}")
+        self.graphs = asked()
         self.kind: list[object] | None = None
         self.order = torch.Generator().manual_seed(self.seed)
 
@@ -132,13 +134,18 @@ class Loop:
     def _epochs(self, runs: Runs, histories: list[History], best: list[State]) -> None:
         """Epochs until no run goes on; ``best`` follows."""
         going = list(range(runs.count))
+        steps = Steps(
+            *(runs, self.data, self.batch_size),
+            wanted=self.graphs and self.schedule is None,  # a recorded step knows its own rate alone
+            lasting=self.on_epoch is None,
+        )
         self._validate(runs, histories, going)
         bar = tqdm(range(self.epochs), desc="epochs", disable=not self.progress, leave=False)
         for epoch in bar:
-            losses, steps = self._epoch(runs, epoch)
+            losses, taken = self._epoch(runs, steps, epoch)
             for i in going:
                 histories[i].train_loss.append(losses[i])
-                histories[i].steps += steps
+                histories[i].steps += taken
             self._validate(runs, histories, going)
             if self.data.val is not None:
                 bar.set_postfix(val_loss=f"{min(histories[i].val_loss[-1] for i in going):.4g}")
@@ -153,17 +160,18 @@ class Loop:
             if not going:
                 break
 
-    def _epoch(self, runs: Runs, epoch: int) -> tuple[list[float], int]:
+    def _epoch(self, runs: Runs, step: Steps, epoch: int) -> tuple[list[float], int]:
         """One pass over the training set: the mean loss of every run, and how many steps it took."""
         device = device_of(runs.net)
         runs.train()
+        step.begin()
         total, rows, steps = torch.zeros(runs.count, device=device), 0, 0
         for inputs, targets in batches_of(self.data.train, self.batch_size, device, self.order):
             if self.schedule is not None:
                 runs.set_rate(self._share(self.schedule, epoch, steps))
             with explained(runs, f"batch {steps + 1} of epoch {epoch + 1}"):
                 self.kind = check_alike(inputs, targets, self.kind)
-                total += runs.step(inputs, targets) * len(targets)
+                total += step(inputs, targets) * len(targets)
             rows += len(targets)
             steps += 1
         return [one / rows for one in total.tolist()], steps

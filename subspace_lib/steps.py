@@ -21,6 +21,7 @@ from subspace_lib.data import batches_of
 from subspace_lib.networks import Absent, dense, put
 from subspace_lib.optimizer import fused, optimizer_of
 from subspace_lib.products import Products
+from subspace_lib.projections import Projection
 from subspace_lib.subspace import SubspaceModel
 
 Measure = Callable[[Any, Tensor], Any]
@@ -61,6 +62,8 @@ class Runs(ABC):
     """
 
     count = 1
+    maps: Sequence[Projection] = ()
+    """What maps each z to the weights, for runs in subspaces."""
 
     def __init__(
         self, net: nn.Module, loss: Measure, metric: Measure | None, optimizer: torch.optim.Optimizer | None = None
@@ -207,7 +210,7 @@ class OneSubspace(One):
     ) -> None:
         net, self.subspace = model.train_form(optimizer_class, **options)
         super().__init__(net, loss, metric, self.subspace)
-        self.model = model
+        self.model, self.maps = model, [model.P]
 
     def changing(self) -> State:
         return dict(self.net.named_buffers())
@@ -258,7 +261,7 @@ class SideBySide(Runs):
         options = {"lr": rates[0], **fused(optimizer_class, [model.z for model in models])}
         optimizer = optimizer_of(groups, optimizer_class, options)
         super().__init__(copy.deepcopy(models[0].net), loss, metric, optimizer)
-        self.models, self.count = models, len(models)
+        self.models, self.count, self.maps = models, len(models), [model.P for model in models]
         self.theta0 = torch.stack([model.theta0 for model in models])
         self.theta = self.theta0.clone().requires_grad_()
         weights = models[0].cut(self.theta0[0])

@@ -15,9 +15,10 @@ from subspace_lib import (
     count_parameters,
     fit,
     fit_many,
+    graphs,
     make_projection,
 )
-from subspace_lib.study.benchmark import benchmark, pytorch_alone
+from subspace_lib.study.benchmark import asked_for, benchmark, pytorch_alone
 
 DEVICE = "cuda"
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -109,6 +110,139 @@ def test_many_at_once(data):
         assert history.train_loss == pytest.approx(alone.train_loss, rel=1e-2)
 
 
+ROWS, FULL = 60, 6
+"""Rows of a batch, and full batches of an epoch, of the data above; the last batch has fewer."""
+
+
+@pytest.fixture
+def without_and_in_graphs(data, monkeypatch):
+    """Train what ``make`` makes as always, and in graphs, of which there must be so many; both with their histories."""
+    recorded, record = [], graphs.Recorder.record
+
+    def counting(self, compute):
+        replay, losses = record(self, compute)
+        replayed = []
+        recorded.append(replayed)
+        return lambda: replayed.append(replay()), losses
+
+    monkeypatch.setattr(graphs.Recorder, "record", counting)
+
+    def train(make, count=1, change=None, **how):
+        how = {"epochs": 3, "lr": 0.02, "batch_size": ROWS} | how
+        found = []
+        recorded.clear()
+        for value in "01":
+            with asked_for(graphs.GRAPHS, value):
+                torch.manual_seed(0)
+                model = make()
+                if change is not None:
+                    how["on_epoch"] = lambda history, model=model: change(model, history)
+                run = fit_many if isinstance(model, list) else fit
+                histories = run(model, data.to(DEVICE), **how)
+                found.append((model, histories if isinstance(model, list) else [histories]))
+        assert [len(replayed) for replayed in recorded] == [how["epochs"] * FULL // count - graphs.WARM_UP] * count
+        return found
+
+    return train
+
+
+graphs_alone = pytest.mark.filterwarnings("error:SUBSPACE_GRAPHS")
+
+
+def assert_alike(found):
+    """The same curves, and the same numbers in the end."""
+    (model, histories), (other, others) = found
+    for ours, theirs in zip(others, histories, strict=True):
+        assert ours.train_loss == pytest.approx(theirs.train_loss, rel=1e-2)
+        assert ours.val_loss == pytest.approx(theirs.val_loss, rel=1e-2)
+        assert ours.steps == theirs.steps
+    pairs = zip(other, model, strict=True) if isinstance(model, list) else [(other, model)]
+    for one, same in pairs:
+        there = same.state_dict()
+        for name, tensor in one.state_dict().items():
+            torch.testing.assert_close(tensor, there[name], rtol=2e-2, atol=5e-3)
+
+
+def normalised(seed=0):
+    torch.manual_seed(seed)
+    return torch.nn.Sequential(
+        torch.nn.Linear(20, 30, bias=False), torch.nn.BatchNorm1d(30), torch.nn.ReLU(), torch.nn.Linear(30, 10)
+    )
+
+
+def convolutional():
+    torch.manual_seed(0)
+    layers = torch.nn.Unflatten(1, (1, 4, 5)), torch.nn.Conv2d(1, 6, 3, padding=1), torch.nn.MaxPool2d(2)
+    return torch.nn.Sequential(*layers, torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(24, 10))
+
+
+def in_subspace(make, name="hadamard", seed=0):
+    D = count_parameters(make())
+    return SubspaceModel(make(), make_projection(name, D, D if PROJECTIONS[name].square else 30, seed))
+
+
+@graphs_alone
+@pytest.mark.parametrize(
+    "make", [lambda: MLP(20), normalised, convolutional], ids=["plain", "normalised", "convolutions"]
+)
+@pytest.mark.parametrize("optimizer", [torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD])
+def test_graphs_of_a_network(make, optimizer, without_and_in_graphs):
+    assert_alike(without_and_in_graphs(make, optimizer_class=optimizer))
+
+
+@graphs_alone
+@pytest.mark.parametrize("name", PROJECTIONS)
+def test_graphs_in_a_subspace(name, without_and_in_graphs):
+    assert_alike(without_and_in_graphs(lambda: in_subspace(normalised, name)))
+
+
+@graphs_alone
+@pytest.mark.parametrize("make", [normalised, convolutional])
+def test_graphs_of_many(make, without_and_in_graphs):
+    runs = [(name, seed) for seed, name in enumerate(("one_hot", "hadamard", "fastfood", "sparse"))]
+    assert_alike(without_and_in_graphs(lambda: [in_subspace(make, *run) for run in runs], lr=[0.01, 0.02, 0.03, 0.02]))
+
+
+@graphs_alone
+@pytest.mark.parametrize("many", [False, True])
+def test_graphs_of_products_by_pytorch_alone(many, without_and_in_graphs):
+    def make():
+        models = [in_subspace(normalised, name) for name in ("hadamard", "one_hot")]
+        return models if many else models[0]
+
+    with pytorch_alone():
+        assert_alike(without_and_in_graphs(make))
+
+
+@graphs_alone
+def test_graphs_are_recorded_anew_after_on_epoch(without_and_in_graphs):
+    def freeze(model, history):
+        model[0].requires_grad_(len(history.train_loss) == 2)
+
+    def back(model, history):
+        model.z.grad = None
+        model.net[1].momentum = 0.5  # of the network that is given, not of the one that is trained
+
+    assert_alike(without_and_in_graphs(normalised, 3, freeze))
+    assert_alike(without_and_in_graphs(lambda: in_subspace(normalised), 3, back))
+
+
+@graphs_alone
+@pytest.mark.parametrize("kind", ["plain", "subspace", "many"])
+def test_graphs_draw_new_random_numbers(kind, without_and_in_graphs):
+    """Dropout of all: each replay of a step that moves nothing has another loss."""
+
+    def make():
+        torch.manual_seed(0)
+        return torch.nn.Sequential(torch.nn.Linear(20, 30), torch.nn.Dropout(0.5), torch.nn.Linear(30, 10))
+
+    made = {"plain": make, "subspace": lambda: in_subspace(make), "many": lambda: [in_subspace(make) for _ in range(3)]}
+    (_, expected), (_, found) = without_and_in_graphs(made[kind], epochs=6)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert torch.tensor(ours.train_loss).isfinite().all() and ours.train_loss[-1] < ours.train_loss[0]
+        assert ours.train_loss[-1] == pytest.approx(theirs.train_loss[-1], rel=0.2)
+
+
 def test_benchmark_measures():
     rows = list(benchmark(DEVICE, in_features=20, d=50, rounds=2, scale_D=(2000,), scale_d=(10,)))
     assert all(min(row["forward_ms"], row["adjoint_ms"], row.get("step_ms", 1)) > 0 for row in rows)
@@ -116,3 +250,24 @@ def test_benchmark_measures():
         steps = {row["projection"]: row for row in rows if row["part"] == "step" and not row["layout"]}
         timed = {name for name, row in steps.items() if min(row.get("triton_ms", 0), row.get("triton_graph_ms", 0)) > 0}
         assert timed == {"one_hot", "hadamard"}
+
+
+def test_a_recording_that_fails_leaves_all_as_it_was(data, monkeypatch, without_and_in_graphs):
+    """The random numbers of the GPU among it, and the next recording."""
+    pull = graphs.One.pull
+
+    def synchronises(self, losses):
+        losses.item()
+        pull(self, losses)
+
+    found = []
+    for value in "01":
+        torch.manual_seed(0)
+        net = torch.nn.Sequential(torch.nn.Linear(20, 30), torch.nn.Dropout(0.5), torch.nn.Linear(30, 10)).to(DEVICE)
+        warned = pytest.warns(UserWarning, match="no step can be recorded")
+        with monkeypatch.context() as patch, warned if value == "1" else contextlib.nullcontext():
+            patch.setattr(graphs.One, "pull", synchronises)
+            patch.setenv(graphs.GRAPHS, value)
+            found.append(fit(net, data.to(DEVICE), epochs=3, lr=0.02, batch_size=ROWS).train_loss)
+    assert found[1] == pytest.approx(found[0], rel=1e-2)
+    assert_alike(without_and_in_graphs(normalised))

@@ -26,6 +26,8 @@ SKIPPED = 75
 """Exit code of a part that has nothing to do here."""
 COMPARED = {"f1": (300, 750, 2500), "f2": (750, 4750, 12_000), "f3": (150, 450, 1000), "f4": (300, 2000, 9000)}
 """The dimensions of F1 to F4 that are run again, for the first seed."""
+MOST_LAUNCHED = 32
+"""Runs together that are also trained without graphs; more take long, and as much longer as there are more."""
 
 
 @dataclass(frozen=True)
@@ -136,8 +138,10 @@ def measure(size: Size, out: Path) -> None:
 
 
 def train_many(size: Size, out: Path) -> None:
-    """Subspaces of LeNet trained together over the same one after another: runs an hour."""
+    """Subspaces of LeNet trained together over the same one after another, also with steps as graphs: runs an hour."""
     from subspace_lib import LeNet, SubspaceModel, count_parameters, fit, fit_many, load_dataset, make_projection
+    from subspace_lib.graphs import GRAPHS
+    from subspace_lib.study.benchmark import asked_for
 
     data = load_dataset("mnist", device=size.device).limit(size.images, 500, size.images)
     D = count_parameters(LeNet())
@@ -147,22 +151,25 @@ def train_many(size: Size, out: Path) -> None:
         drawn = (make_projection("hadamard", D, 750, seed) for seed in range(count))
         return [SubspaceModel.from_seed(LeNet, P, seed=i).to(size.device) for i, P in enumerate(drawn)]
 
-    def seconds_of(train: Callable[[], object]) -> float:
-        started = time.perf_counter()
-        train()
-        return time.perf_counter() - started
+    def seconds(train: Callable[..., object], given: Any, graphs: bool) -> float:
+        with asked_for(GRAPHS, str(int(graphs))):
+            started = time.perf_counter()
+            train(given, data, epochs=1, lr=0.01)
+            return time.perf_counter() - started
 
-    alone = [seconds_of(lambda one=one: fit(one, data, epochs=1, lr=0.01)) for one in models(4)]  # type: ignore[misc]
-    for count in size.together:
-        several = models(count)
-        fit_many(models(count), data.limit(256, 256), epochs=1, lr=0.01)
-        together = seconds_of(lambda several=several: fit_many(several, data, epochs=1, lr=0.01))  # type: ignore[misc]
-        each = statistics.median(alone[1:])
-        row = {"runs": count, "D": D, "d": 750, "images": len(data.train[1]), "seconds_together": round(together, 3)}
-        row |= {"seconds_alone": round(each, 3), "times_the_runs_an_hour": round(count * each / together, 2)}
-        rows.append(row | {"device": _name(size.device)})
-        print(row, flush=True)
+    def add(count: int, graphs: bool, together: float, alone: float) -> None:
+        row: dict[str, Any] = {"runs": count, "graphs": graphs, "D": D, "d": 750, "images": len(data.train[1])}
+        row |= {"seconds_together": round(together, 3), "seconds_alone": round(alone, 3)}
+        rows.append(row | {"times_the_runs_an_hour": round(count * alone / together, 2), "device": _name(size.device)})
+        print(rows[-1], flush=True)
         _write_rows(out / "results" / f"many_{size.device}.csv", rows)
+
+    alone, graphed = (statistics.median([seconds(fit, m, graphs) for m in models(4)][1:]) for graphs in (False, True))
+    add(1, True, graphed, alone)
+    for count in size.together:
+        fit_many(models(count), data.limit(256, 256), epochs=1, lr=0.01)
+        for graphs in (False, True) if count <= MOST_LAUNCHED else (True,):
+            add(count, graphs, seconds(fit_many, models(count), graphs), alone)
 
 
 def compare(size: Size, out: Path) -> None:

@@ -101,10 +101,11 @@ would: within three standard deviations.
 | :-- | --: | --: | --: | --: | --: | :-- |
 """
 MANY = """
-**`fit_many` on a GPU**: LeNets in subspaces trained side by side, over the same number one after another.
+**`fit_many` on a GPU**: LeNets in subspaces trained side by side, over the same number one after another; their
+steps launched as by default, or as CUDA graphs.
 
-| runs | seconds together | seconds alone | times the runs an hour |
-| --: | --: | --: | --: |
+| runs | graphs | seconds together | seconds alone | times the runs an hour |
+| --: | :-- | --: | --: | --: |
 """
 GPU_NONE = "\nNo GPU has executed the book yet.\n"
 
@@ -114,10 +115,10 @@ def _measured() -> str:
     text = ""
     for name, heading, columns in (
         ("compared_cuda", COMPARED, ("experiment", "d", "val_accuracy", "recorded", "runs", "tolerated", "within")),
-        ("many_cuda", MANY, ("runs", "seconds_together", "seconds_alone", "times_the_runs_an_hour")),
+        ("many_cuda", MANY, ("runs", "graphs", "seconds_together", "seconds_alone", "times_the_runs_an_hour")),
     ):
         if rows := results(name):
-            cells = zip(*(_words([row[column] for row in rows]) for column in columns), strict=True)
+            cells = zip(*(_words([row.get(column, False) for row in rows]) for column in columns), strict=True)
             text += heading + "".join(f"| {' | '.join(line)} |\n" for line in cells)
             text += f"\nMeasured on one {rows[0]['device']}.\n"
     return f"\n## Measured on a GPU\n{text}" if text else ""

@@ -229,16 +229,21 @@ def step_costs(projections: Sequence[Projection], in_features: int, rounds: int)
 
 
 @contextlib.contextmanager
-def pytorch_alone() -> Iterator[None]:
-    """Leave all products to PyTorch."""
-    before = os.environ.get(KERNELS)
-    os.environ[KERNELS] = "0"
+def asked_for(variable: str, value: str) -> Iterator[None]:
+    """Ask for something in the environment, for a while."""
+    before = os.environ.get(variable)
+    os.environ[variable] = value
     try:
         yield
     finally:
-        os.environ.pop(KERNELS)
+        os.environ.pop(variable)
         if before is not None:
-            os.environ[KERNELS] = before
+            os.environ[variable] = before
+
+
+def pytorch_alone() -> contextlib.AbstractContextManager[None]:
+    """Leave all products to PyTorch."""
+    return asked_for(KERNELS, "0")
 
 
 def in_turns(

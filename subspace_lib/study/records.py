@@ -46,6 +46,7 @@ OTHER_COLUMNS: dict[str, Callable[[str], Any]] = {
     "bandwidth_share": float, "direct_ms": float, "build_peak": float, "threads": int,
     "refused": str, "adjoint_share": float,
     "recorded": float, "runs": int, "tolerated": float, "within": {"True": True, "False": False}.__getitem__,
+    "graphs": {"True": True, "False": False}.__getitem__,
     "images": int, "seconds_together": float, "seconds_alone": float, "times_the_runs_an_hour": float,
 }  # fmt: skip
 """Columns that only the published figures, the benchmark and what a GPU measured have."""
