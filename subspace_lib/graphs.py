@@ -1,6 +1,7 @@
 """Steps as CUDA graphs: what one step launches is recorded once, and launched as one for the batches that follow.
 
-``SUBSPACE_GRAPHS=1`` asks for them. No GPU has run them yet, so by default nobody does.
+``SUBSPACE_GRAPHS=1`` asks for them. No GPU has run them yet, so by default nobody does. While one is recorded, another
+thread cannot draw random numbers on that GPU.
 """
 
 from __future__ import annotations
