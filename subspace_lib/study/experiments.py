@@ -44,7 +44,7 @@ AROUND = {
     "f1": (500, 600, 750),
     "f2": (3000, 4750, 5000, 8000, 12_000),
     "f3": (150, 250),
-    "f4": (300, 750, 2000, 3500),
+    "f4": (300, 750, 2000, 3500, 6000),
 }
 """The dimensions on both sides of 90% of either baseline: they have seeds enough for an interval."""
 EXTRA_SEEDS = 2
