@@ -87,7 +87,7 @@ def chapter_01() -> dict[str, Any]:
 
 def chapter_03() -> dict[str, Any]:
     names = common() | {"count_parameters": count_parameters, "make_projection": make_projection}
-    names |= {"data": digits(), "profile": SimpleNamespace(seeds=2, epochs=1, patience=None), "Data": Data}
+    names |= {"data": digits(), "profile": SimpleNamespace(seeds=2, epochs=1), "BUDGET": {"epochs": 1}, "Data": Data}
     names |= {"SubspaceModel": SubspaceModel, "cache": cache}
     names["lenet"] = {50: [0.5, 0.52], 100: [0.7, 0.71], 200: [0.8, 0.82], 400: [0.9, 0.91], None: [0.96, 0.97]}
     names["crossing"] = crossing
