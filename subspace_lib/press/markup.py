@@ -19,6 +19,7 @@ def finish(page: str) -> str:
 
     - The first cell of each row of a table is its heading, and headings say what they head. A paragraph before a table
       that begins in bold is the table's caption; a heading right before one is its name.
+    - A figure outside the numbered chapters has no number: on the scorecard "figure 3" is one of the study.
     - Each formula stands there twice, as TeX and, where no script runs, as MathML; a comma after it stays with it.
     - Each of six kinds of sections is marked, so that it looks alike in every chapter: ``KINDS``, and *Deeper*, which
       a cell that is folded may be too.
@@ -30,12 +31,15 @@ def finish(page: str) -> str:
     --------
     >>> finish('<tr class="row-odd"><td>d</td><td>5</td></tr>')
     '<tr class="row-odd"><th scope="row">d</th><td>5</td></tr>'
+    >>> finish('<span class="caption-number">Fig. 3 </span>Ours; <span class="caption-number">Fig. 3.2 </span>LeNet')
+    'Ours; <span class="caption-number">Fig. 3.2 </span>LeNet'
     """
     page = re.sub(r'(?s)(<tr class="row-\w+">\s*)<td([^>]*)>(.*?)</td>', r'\1<th scope="row"\2>\3</th>', page)
     page = re.sub(r'<th class="head', '<th scope="col" class="head', page)
     page = re.sub(rf"<p>(<strong>(?:(?!</?p>).)*)</p>{TABLE}>)", r"\2<caption>\1</caption>", page, flags=re.S)
     heading = r'(<section [^>]*\bid="([\w-]+)">\s*<h\d)(>.*</h\d>)'
     page = re.sub(rf"{heading}{TABLE})>", r'\1 id="\2-is"\3\4 aria-labelledby="\2-is">', page)
+    page = re.sub(r'<span class="caption-number">Fig\. \d+ </span>', "", page)
     page = re.sub(r"(?s)(<(?:span|div) class=\"math [^>]*>)(.*?)(</(?:span|div)>)", _twice, page)
     page = re.sub(rf"({FORMULA})([.,;:?!)]+)", r'<span class="kept">\1\2</span>', page, flags=re.S)
     page = re.sub(rf'<section id="({KINDS})', r'<section class="kind \1" id="\1', page)
