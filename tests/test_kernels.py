@@ -43,9 +43,9 @@ def fresh(monkeypatch, tmp_path):
     """A process that has not looked for kernels yet, and a cache of its own."""
     monkeypatch.delenv("SUBSPACE_KERNELS", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    kernels.loaded.cache_clear()
+    kernels.compiled.cache_clear()
     yield tmp_path
-    kernels.loaded.cache_clear()
+    kernels.compiled.cache_clear()
 
 
 @pytest.fixture
@@ -133,7 +133,7 @@ def test_thirty_steps_end_where_pytorchs_end(name, alone, fresh, monkeypatch):
     """Alone and with a block of another family beside it, at sizes for several threads."""
 
     def train():
-        kernels.loaded.cache_clear()
+        kernels.compiled.cache_clear()
         torch.manual_seed(0)
         net = MLP(300)
         hidden, rest = 301 * 200, count_parameters(net) - 301 * 200
@@ -181,6 +181,7 @@ class TestWithoutKernels(ProjectionContract):
 
 
 def test_diagnose_names_what_computes_a_step(off):
+    assert kernels.loaded() == (None, kernels.OFF), "and nothing is compiled, nor said"
     assert diagnose(make("one_hot", 100, 5))["steps by"] == "PyTorch (SUBSPACE_KERNELS=0)"
     assert diagnose(make("dense", 100, 5))["steps by"] == "PyTorch"
 
@@ -190,13 +191,13 @@ def test_compiled_once_and_said_once(fresh, capfd, recwarn):
     P = make("one_hot", 100, 5)
     assert [diagnose(P)["steps by"] for _ in range(2)] == ["C kernels"] * 2
     assert capfd.readouterr().err.count("compiled its kernels for this processor, once") == 1
-    kernels.loaded.cache_clear()  # another process
+    kernels.compiled.cache_clear()  # another process
     assert diagnose(P)["steps by"] == "C kernels"
     assert (capfd.readouterr().err, len(recwarn)) == ("", 0)
     [kept] = (fresh / "cache" / "subspace_lib").iterdir()
     kept.unlink()
     kept.write_bytes(b"damaged")
-    kernels.loaded.cache_clear()
+    kernels.compiled.cache_clear()
     assert diagnose(P)["steps by"] == "C kernels"
 
 

@@ -63,7 +63,7 @@ def taking(*tensors: Tensor) -> Kernels | None:
     global _last
     if not _ordinary(tensors, "cpu"):
         return None
-    found, _last = (None, OFF) if _switched_off() else loaded()
+    found, _last = loaded()
     return found
 
 
@@ -123,9 +123,14 @@ def threads_for(D: int) -> int:
     return torch.get_num_threads() if D >= SERIAL else 1
 
 
-@functools.cache
 def loaded() -> tuple[Kernels | None, str]:
     """The compiled kernels, and what computes the steps, in words; one line a process where they are missed."""
+    return (None, OFF) if _switched_off() else compiled()
+
+
+@functools.cache
+def compiled() -> tuple[Kernels | None, str]:
+    """The same, whatever the environment asks for."""
     if sys.platform != "linux":
         return None, "PyTorch (kernels are for Linux)"
     try:
