@@ -16,7 +16,7 @@ from subspace_lib.files import write_text
 from subspace_lib.intrinsic import crossing, increasing
 from subspace_lib.study.claims import Comparison, compare, of_differences
 from subspace_lib.study.experiments import EXPERIMENTS, FINE_TUNING, best_rate, experiment, rates_tried, task_of
-from subspace_lib.study.records import DATA, Spec, at_best_rate, curves, results
+from subspace_lib.study.records import DATA, Spec, at_best_rate, curves, loss_of, results
 from subspace_lib.study.scorecard import pooling_effect
 from subspace_lib.tasks.profiles import get_profile
 
@@ -103,7 +103,7 @@ def at_inner_rate(rows: list[Row]) -> list[Row]:
     """The runs at the rate of lowest mean validation loss; none while that is the lowest or highest of those tried."""
     losses: dict[float, list[float]] = {}
     for row in rows:
-        losses.setdefault(row["lr"], []).append(row["val_loss"] if row["val_loss"] is not None else math.inf)
+        losses.setdefault(row["lr"], []).append(loss_of(row))
     best = min(losses, key=lambda lr: fmean(losses[lr]), default=math.nan)
     return [row for row in rows if row["lr"] == best and min(losses) < best < max(losses)]
 

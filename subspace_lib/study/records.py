@@ -32,12 +32,13 @@ def _value(text: str) -> float | str:
     return text if RANGE.fullmatch(text) else float(text)
 
 
+_TRUTH: Callable[[str], bool] = {"True": True, "False": False}.__getitem__
 COLUMNS: dict[str, Callable[[str], Any]] = {
     "experiment": str, "dataset": str, "model": str, "D": _size, "projection": str, "layout": str, "d": _size,
     "seed": int, "lr": float, "epochs": int, "val_accuracy": float, "val_loss": float, "test_accuracy": float,
     "step_ms": float, "peak_bytes": int, "device": str, "torch": str, "commit": str, "date": str,
     "options": str, "model_options": str, "best_epoch": int, "epochs_run": int, "steps": int, "seconds": float,
-    "diverged": {"True": True, "False": False}.__getitem__,
+    "diverged": _TRUTH,
 }  # fmt: skip
 """Columns of ``data/results/<experiment>.csv``, and how each is read."""
 OTHER_COLUMNS: dict[str, Callable[[str], Any]] = {
@@ -45,8 +46,8 @@ OTHER_COLUMNS: dict[str, Callable[[str], Any]] = {
     "part": str, "forward_ms": float, "adjoint_ms": float, "bytes_per_weight": float, "forward_bytes": int,
     "bandwidth_share": float, "direct_ms": float, "build_peak": float, "threads": int,
     "refused": str, "adjoint_share": float,
-    "recorded": float, "runs": int, "tolerated": float, "within": {"True": True, "False": False}.__getitem__,
-    "graphs": {"True": True, "False": False}.__getitem__,
+    "recorded": float, "runs": int, "tolerated": float, "within": _TRUTH,
+    "graphs": _TRUTH,
     "images": int, "seconds_together": float, "seconds_alone": float, "times_the_runs_an_hour": float,
 }  # fmt: skip
 """Columns that only the published figures, the benchmark and what a GPU measured have."""
