@@ -262,7 +262,7 @@ class Part:
 
 PARTS = {
     "device": Part(describe_device, 20),
-    "tests": Part(run_tests, 90),
+    "tests": Part(run_tests, 120),
     "benchmark": Part(measure, 80),
     "many": Part(train_many, 60),
     "compare": Part(compare, 100),
