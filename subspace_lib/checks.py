@@ -3,9 +3,24 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import Any
+
+
+def switched_off(variable: str, off: str) -> bool:
+    """Whether the environment switches something off, by "0"; ``off`` says what is then.
+
+    Raises
+    ------
+    ValueError
+        If it says anything else.
+    """
+    value = os.environ.get(variable, "")
+    if value not in ("", "0"):
+        raise ValueError(f"{variable} is {value!r}; allowed is 0 ({off}), or leave it unset")
+    return value == "0"
 
 
 def integer(label: str, value: object, low: int | None = None, high: int | None = None) -> int:

@@ -1,13 +1,13 @@
 """Steps as CUDA graphs: what one step launches is recorded once, and launched as one for the batches that follow.
 
-``SUBSPACE_GRAPHS=1`` asks for them. No GPU has run them yet, so by default nobody does. While one is recorded, another
-thread cannot draw random numbers on that GPU.
+While one is recorded, another thread cannot draw random numbers on that GPU, so none is where there is one.
+``SUBSPACE_GRAPHS=0`` launches every step by itself.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 
@@ -23,7 +23,7 @@ from subspace_lib.projections.base import COMPOSED
 from subspace_lib.steps import One, OneSubspace, Runs, SideBySide
 
 GRAPHS = "SUBSPACE_GRAPHS"
-"""The variable of the environment that asks for graphs: "1"."""
+"""The variable of the environment that switches graphs off: "0"."""
 WARM_UP = 3
 """Steps before one is recorded; in them the optimiser makes its moments, and CUDA's libraries what they work with."""
 
@@ -41,20 +41,6 @@ _LAYERS = {
 _MAPS = {*PROJECTIONS.values(), *COMPOSED.values(), nn.ModuleList}
 _failed: list[object] = []
 """Graphs whose recording failed: PyTorch's allocator goes on asking them whether they record."""
-
-
-def asked() -> bool:
-    """Whether the environment asks for graphs.
-
-    Raises
-    ------
-    ValueError
-        If it asks for something else.
-    """
-    value = os.environ.get(GRAPHS, "")
-    if value not in ("", "0", "1"):
-        raise ValueError(f"{GRAPHS} is {value!r}; allowed are 1 (steps as CUDA graphs) and 0, or leave it unset")
-    return value == "1"
 
 
 class Recorder:
@@ -148,7 +134,8 @@ class Steps:
                 self.able = False
                 said = str(error).strip().split("\n")[0]
                 warnings.warn(
-                    f"{GRAPHS}=1: no step can be recorded here, each is launched by itself ({said})", stacklevel=2
+                    f"no step can be recorded here ({said}); each is launched by itself, as by {GRAPHS}=0",
+                    stacklevel=2,
                 )
                 return self.runs.step(inputs, targets)
         for place, fresh in zip(self.places, (inputs, targets), strict=True):
@@ -181,6 +168,7 @@ def is_certain(runs: Runs, data: Data) -> bool:
         and _as_made(inner)
         and _as_made(optimizer)
         and all(type(part) in _MAPS and _as_made(part) and _on_the_device(part) for part in maps)
+        and _alone()
         and not _watched()
     )
 
@@ -201,6 +189,11 @@ def _on_the_device(P: nn.Module) -> bool:
     """Whether the products of P need nothing of the CPU: neither random numbers, nor the sizes of a sparse format."""
     whole = all(buffer.layout is torch.strided for buffer in P.buffers(recurse=False))
     return whole and getattr(P, "layout", "two_way") in ("two_way", "dense") and getattr(P, "store", True)
+
+
+def _alone() -> bool:
+    """Whether no other thread of this process may launch something of its own; those that end with it do not count."""
+    return not any(thread is not threading.current_thread() and not thread.daemon for thread in threading.enumerate())
 
 
 def _watched() -> bool:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from subspace_lib import checks
 from subspace_lib.data import Data, batches_of, is_pair
-from subspace_lib.graphs import Steps, asked
+from subspace_lib.graphs import GRAPHS, Steps
 from subspace_lib.memory import keep_freed_memory
 from subspace_lib.steps import Runs, State, device_of, modes_kept
 from subspace_lib.trial import check_alike, explained, try_out
@@ -94,7 +94,7 @@ class Loop:
             )
         if is_pair(self.data.train) and self.batch_size > (n := len(self.data.train[1])):
             raise ValueError(f"batch_size = {self.batch_size} is larger than the training set of {n}; use at most {n}")
-        self.graphs = asked()
+        self.graphs = not checks.switched_off(GRAPHS, "every step launched by itself")
         self.kind: list[object] | None = None
         self.order = torch.Generator().manual_seed(self.seed)
 

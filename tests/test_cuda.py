@@ -131,7 +131,7 @@ def without_and_in_graphs(data, monkeypatch):
         how = {"epochs": 3, "lr": 0.02, "batch_size": ROWS} | how
         found = []
         recorded.clear()
-        for value in "01":
+        for value in ("0", ""):
             with asked_for(graphs.GRAPHS, value):
                 torch.manual_seed(0)
                 model = make()
@@ -146,7 +146,7 @@ def without_and_in_graphs(data, monkeypatch):
     return train
 
 
-graphs_alone = pytest.mark.filterwarnings("error:SUBSPACE_GRAPHS")
+graphs_alone = pytest.mark.filterwarnings("error:no step can be recorded")
 
 
 def assert_alike(found):
@@ -261,11 +261,11 @@ def test_a_recording_that_fails_leaves_all_as_it_was(data, monkeypatch, without_
         pull(self, losses)
 
     found = []
-    for value in "01":
+    for value in ("0", ""):
         torch.manual_seed(0)
         net = torch.nn.Sequential(torch.nn.Linear(20, 30), torch.nn.Dropout(0.5), torch.nn.Linear(30, 10)).to(DEVICE)
         warned = pytest.warns(UserWarning, match="no step can be recorded")
-        with monkeypatch.context() as patch, warned if value == "1" else contextlib.nullcontext():
+        with monkeypatch.context() as patch, warned if value == "" else contextlib.nullcontext():
             patch.setattr(graphs.One, "pull", synchronises)
             patch.setenv(graphs.GRAPHS, value)
             found.append(fit(net, data.to(DEVICE), epochs=3, lr=0.02, batch_size=ROWS).train_loss)

@@ -5,6 +5,7 @@ test_cuda.py does the same on a GPU.
 
 import contextlib
 import functools
+import threading
 import warnings
 
 import pytest
@@ -35,7 +36,7 @@ from subspace_lib.steps import One, OneSubspace
 
 SYNCHRONISE = {"_local_scalar_dense", "equal", "is_nonzero", "nonzero", "masked_select", "_unique2"}
 """Operations for whose answer the CPU has to wait, which no CUDA graph can hold."""
-pytestmark = pytest.mark.filterwarnings("error:SUBSPACE_GRAPHS")
+pytestmark = pytest.mark.filterwarnings("error:no step can be recorded")
 FULL, ROWS, REST = 6, 14, 5
 """Full batches of an epoch, and the rows of one and of the last."""
 
@@ -179,9 +180,9 @@ def lenets():
     return [SubspaceModel.from_seed(LeNet, make_projection("one_hot", D, 30, i), seed=i) for i in range(2)]
 
 
-def results(asked, make, data, monkeypatch, change=None, **how):
-    """All that a history says, and all numbers of the models, after training as always or, where asked, in graphs."""
-    monkeypatch.setenv(graphs.GRAPHS, asked)
+def results(switch, make, data, monkeypatch, change=None, **how):
+    """All that a history says, and all numbers of the models, after training with graphs, or switched off by "0"."""
+    monkeypatch.setenv(graphs.GRAPHS, switch)
     model = make()
     if change is not None:
         how["on_epoch"] = functools.partial(change, model)
@@ -194,7 +195,7 @@ def results(asked, make, data, monkeypatch, change=None, **how):
 
 
 def assert_same(*given, **how):
-    assert results("1", *given, **how) == results("0", *given, **how)
+    assert results("", *given, **how) == results("0", *given, **how)
 
 
 def counts():
@@ -223,7 +224,7 @@ def test_convolutions(make, monkeypatch):
 
 def test_a_replay_that_does_not_see_its_batch_is_found_out(data, monkeypatch):
     monkeypatch.setattr(graphs, "Recorder", Deaf)
-    found, expected = (results(asked, plain, data, monkeypatch)[0][0]["train_loss"] for asked in "10")
+    found, expected = (results(switch, plain, data, monkeypatch)[0][0]["train_loss"] for switch in ("", "0"))
     assert found[0] != expected[0] and counts() == (3, 1, 3 * FULL - 3)
 
 
@@ -232,7 +233,7 @@ def test_a_full_batch_is_one_replay(make, data, monkeypatch):
     taken = []
     step = One.step
     monkeypatch.setattr(One, "step", lambda self, *batch: taken.append(len(batch[1])) or step(self, *batch))
-    results("1", make, data, monkeypatch)
+    results("", make, data, monkeypatch)
     assert counts() == (3, 1, 3 * FULL - 3)
     assert taken == [ROWS] * 4 + [REST] * 3, "three steps and the recording, and the last batch of every epoch"
 
@@ -301,7 +302,7 @@ def test_a_schedule_goes_without(data, monkeypatch):
     assert counts() == (0, 0, 0)
 
 
-@pytest.mark.filterwarnings("default:SUBSPACE_GRAPHS")
+@pytest.mark.filterwarnings("default:no step can be recorded")
 @pytest.mark.parametrize("late", [False, True])
 @pytest.mark.parametrize("change", [None, drop])
 def test_a_recording_that_fails_leaves_no_trace(late, change, data, monkeypatch):
@@ -322,7 +323,7 @@ def test_a_recording_that_fails_leaves_no_trace(late, change, data, monkeypatch)
 
     expected = results("0", subspace, data, monkeypatch, change=through)
     with pytest.warns(UserWarning, match=r"no step can be recorded here.*\(.* is not permitted when .* capturing\)"):
-        assert results("1", subspace, data, monkeypatch, change=through) == expected
+        assert results("", subspace, data, monkeypatch, change=through) == expected
     assert counts() == (3, 1, 0)
 
 
@@ -457,10 +458,27 @@ def test_other_data_and_devices_go_without(data, monkeypatch):
     assert not graphs.is_certain(runs, data)
 
 
-def test_they_are_asked_for(data, monkeypatch):
-    monkeypatch.delenv(graphs.GRAPHS, raising=False)
+def test_a_thread_that_may_draw_random_numbers_goes_first(data):
+    """On a GPU it could draw none while a step is recorded."""
+    runs = OneSubspace(subspace(), F.cross_entropy, None, torch.optim.Adam, lr=0.1)
+    over = threading.Event()
+    for daemon in (False, True):
+        other = threading.Thread(target=over.wait, daemon=daemon)
+        other.start()
+        assert graphs.is_certain(runs, data) == daemon
+        over.set()
+        other.join()
+        assert graphs.is_certain(runs, data)
+        over.clear()
+
+
+def test_they_can_be_switched_off(data, monkeypatch):
+    monkeypatch.setenv(graphs.GRAPHS, "0")
     fit(plain(), data, epochs=1, lr=0.1, batch_size=ROWS)
     assert counts() == (0, 0, 0)
-    monkeypatch.setenv(graphs.GRAPHS, "yes")
-    with pytest.raises(ValueError, match="SUBSPACE_GRAPHS is 'yes'; allowed are 1 .* and 0"):
+    monkeypatch.delenv(graphs.GRAPHS)
+    fit(plain(), data, epochs=1, lr=0.1, batch_size=ROWS)
+    assert counts() == (3, 1, FULL - 3)
+    monkeypatch.setenv(graphs.GRAPHS, "1")
+    with pytest.raises(ValueError, match="SUBSPACE_GRAPHS is '1'; allowed is 0 .* or leave it unset"):
         fit(plain(), data, epochs=1, lr=0.1, batch_size=ROWS)

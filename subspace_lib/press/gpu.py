@@ -152,7 +152,7 @@ def train_many(size: Size, out: Path) -> None:
         return [SubspaceModel.from_seed(LeNet, P, seed=i).to(size.device) for i, P in enumerate(drawn)]
 
     def seconds(train: Callable[..., object], given: Any, graphs: bool) -> float:
-        with asked_for(GRAPHS, str(int(graphs))):
+        with asked_for(GRAPHS, "" if graphs else "0"):
             started = time.perf_counter()
             train(given, data, epochs=1, lr=0.01)
             return time.perf_counter() - started

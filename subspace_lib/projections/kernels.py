@@ -26,6 +26,7 @@ from types import ModuleType
 import torch
 from torch import Tensor, nn
 
+from subspace_lib.checks import switched_off
 from subspace_lib.files import replaced_atomically
 
 SOURCE = Path(__file__).with_name("kernels.c")
@@ -92,22 +93,8 @@ def in_triton(*tensors: Tensor) -> ModuleType | None:
         return None
     if any(one.numel() >= 2**30 for one in tensors):
         return None
-    found, _last = (None, OFF) if _switched_off() else loaded_on(tensors[0].device)
+    found, _last = (None, OFF) if switched_off(KERNELS, "PyTorch alone") else loaded_on(tensors[0].device)
     return found
-
-
-def _switched_off() -> bool:
-    """Whether the environment asks for PyTorch alone.
-
-    Raises
-    ------
-    ValueError
-        If it asks for nothing we know.
-    """
-    asked = os.environ.get(KERNELS, "")
-    if asked not in ("", "0"):
-        raise ValueError(f"{KERNELS} is {asked!r}; allowed is 0 (PyTorch alone), or leave it unset")
-    return asked == "0"
 
 
 def path_of(products: Callable[[], object]) -> str:
@@ -125,7 +112,7 @@ def threads_for(D: int) -> int:
 
 def loaded() -> tuple[Kernels | None, str]:
     """The compiled kernels, and what computes the steps, in words; one line a process where they are missed."""
-    return (None, OFF) if _switched_off() else compiled()
+    return (None, OFF) if switched_off(KERNELS, "PyTorch alone") else compiled()
 
 
 @functools.cache
