@@ -102,7 +102,7 @@ would: within three standard deviations.
 """
 MANY = """
 **`fit_many` on a GPU**: LeNets in subspaces trained side by side, over the same number one after another; their
-steps launched as by default, or as CUDA graphs.
+steps replayed as CUDA graphs, as by default, or launched one by one, as those one after another are.
 
 | runs | graphs | seconds together | seconds alone | times the runs an hour |
 | --: | :-- | --: | --: | --: |
