@@ -182,11 +182,13 @@ class One(Runs):
         return value
 
     def pull(self, losses: Tensor) -> None:
-        self.optimizer.zero_grad()
+        weights = [p for group in self.optimizer.param_groups for p in group["params"]]
+        for p in weights:
+            p.grad = None  # as zero_grad does, in 4 microseconds for 50
         losses.backward()
         if self.optimizer.defaults.get("fused"):  # and takes dense gradients alone
-            for p in (p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None):
-                p.grad = dense(p.grad)
+            for p in weights:
+                p.grad = None if p.grad is None else dense(p.grad)
 
     def changing(self) -> State:
         """What training changes, by name."""

@@ -17,16 +17,26 @@ void one_hot_write(int64_t threads, int64_t D, const float *restrict theta0, con
         out[i] = theta0[i] + table[entry[i]];
 }
 
-/* one_hot: sums[thread][entry] += v, from zeros. */
-void one_hot_pull(int64_t threads, int64_t D, int64_t entries, const float *restrict v, const int32_t *restrict entry,
-                  float *restrict sums)
+/* one_hot, for a v that lies in pieces: sums[thread][entry] += v, and z = scale (sums of z's entries - of -z's). */
+void one_hot_pull(int64_t threads, int64_t count, int64_t d, const int64_t *lengths, const float *const *pieces,
+                  const int32_t *entry, const float *scale, float *sums, float *z)
 {
     #pragma omp parallel num_threads(threads)
     {
-        float *own = sums + omp_get_thread_num() * entries;
+        float *restrict own = memset(sums + omp_get_thread_num() * 2 * d, 0, 2 * d * sizeof *sums);
+        for (int64_t k = 0, first = 0; k < count; first += lengths[k++]) {
+            #pragma omp for nowait
+            for (int64_t i = 0; i < lengths[k]; i++)
+                own[entry[first + i]] += pieces[k][i];
+        }
+        #pragma omp barrier
         #pragma omp for
-        for (int64_t i = 0; i < D; i++)
-            own[entry[i]] += v[i];
+        for (int64_t j = 0; j < d; j++) {
+            float total = 0;
+            for (float *one = sums + j; one < sums + omp_get_num_threads() * 2 * d; one += 2 * d)
+                total += one[0] - one[d];
+            z[j] = scale[j] * total;
+        }
     }
 }
 

@@ -22,6 +22,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from shutil import which
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -50,10 +51,19 @@ class Kernels:
     def __init__(self, path: Path) -> None:
         self.library = ctypes.CDLL(str(path))
 
-    def __call__(self, name: str, *arguments: Tensor | int) -> None:
-        """Run one on sizes and on tensors, which the caller answers for."""
-        values = [ctypes.c_int64(one) if isinstance(one, int) else ctypes.c_void_p(one.data_ptr()) for one in arguments]
-        getattr(self.library, name)(*values)
+    def __call__(self, name: str, *arguments: Tensor | int | Sequence[Tensor] | Sequence[int]) -> None:
+        """Run one on sizes and on tensors, or sequences of them, which the caller answers for."""
+        getattr(self.library, name)(*map(_passed, arguments))
+
+
+def _passed(one: Tensor | int | Sequence[Tensor] | Sequence[int]) -> Any:
+    """An argument as C takes it."""
+    if isinstance(one, int):
+        return ctypes.c_int64(one)
+    if isinstance(one, Tensor):
+        return ctypes.c_void_p(one.data_ptr())
+    values = list(map(_passed, one))
+    return (type(values[0]) * len(values))(*values)
 
 
 _last = "PyTorch"

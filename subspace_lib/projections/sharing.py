@@ -82,12 +82,10 @@ class OneHotProjection(Projection):
         return self._gather(kernel, pieces)
 
     def _gather(self, kernel: kernels.Kernels, pieces: Sequence[Tensor]) -> Tensor:
-        threads = kernels.threads_for(self.D)
-        sums = self.signed_scale.new_zeros(threads, 2, self.d)
-        for piece, entry in zip(pieces, self.entry.split([len(piece) for piece in pieces]), strict=True):
-            shared = threads if len(piece) >= kernels.SERIAL else 1
-            kernel("one_hot_pull", shared, len(piece), 2 * self.d, piece, entry, sums)
-        return (sums * self.signed_scale).sum((0, 1))
+        threads, lengths = kernels.threads_for(self.D), [len(piece) for piece in pieces]
+        sums, z = self._like.new_empty(threads, 2, self.d), self._like.new_empty(self.d)
+        kernel("one_hot_pull", threads, len(pieces), self.d, lengths, pieces, self.entry, self.signed_scale, sums, z)
+        return z
 
     def _multiply_transposed(self, v: Tensor) -> Tensor:
         # One table for each half of a chunk, so that two threads can fill them; an odd number goes into the first.

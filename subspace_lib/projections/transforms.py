@@ -16,8 +16,8 @@ LARGEST_FACTOR_BITS = 4
 """A transform runs as products with matrices of order 2^4 at most: few operations, each of them dense."""
 SIGNS_BITS = 5
 """The signs of a block's rows are the Kronecker product of random vectors of 2^5 signs at most."""
-STRIP = 2**14
-"""Rows of 16 numbers that a kernel works on at a time: 1 MiB, which a core's second cache holds."""
+STRIP = 3 * 2**13
+"""Rows of 16 numbers that a kernel works on at a time: 1.5 MiB, which a core's second cache holds."""
 
 
 def hadamard_matrix(n: int) -> Tensor:
@@ -57,10 +57,21 @@ def hadamard_transform(x: Tensor, H: Tensor, spare: Tensor) -> tuple[Tensor, Ten
     return x.view(shape), spare.view(shape)
 
 
+@functools.cache
+def strip_width(count: int, n: int, threads: int) -> int:
+    """How many times 16 blocks make a strip: wide ones cost less a block, and each thread should have as many."""
+
+    def cost(width: int) -> float:
+        most = math.ceil(math.ceil(count / 16 / width) / threads) * width
+        return most * (1 + 1 / width)
+
+    return min(range(1, max(1, STRIP // n) + 1), key=cost)
+
+
 def strips(count: int, n: int, like: Tensor, buffers: int = 1) -> tuple[tuple[int, int, int, int], Tensor]:
     """For a kernel: threads, blocks, rows of a block, and how many times 16 blocks make a strip; and its memory."""
     threads = kernels.threads_for(count * n)
-    width = max(1, min(STRIP // n, math.ceil(count / 16 / threads)))
+    width = strip_width(count, n, threads)
     return (threads, count, n, width), like.new_empty(threads, buffers, width, 16, n)
 
 
