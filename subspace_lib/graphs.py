@@ -1,15 +1,16 @@
 """Steps as CUDA graphs: what one step launches is recorded once, and launched as one for the batches that follow.
 
-While one is recorded, another thread cannot draw random numbers on that GPU, so none is where there is one.
-``SUBSPACE_GRAPHS=0`` launches every step by itself.
+While one is recorded, another thread cannot draw random numbers on that GPU, so none is where there is a thread that is
+no daemon. A graph keeps the memory of a step for itself. ``SUBSPACE_GRAPHS=0`` launches every step by itself.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,7 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 from subspace_lib.data import Data, is_pair
 from subspace_lib.projections import PROJECTIONS
 from subspace_lib.projections.base import COMPOSED
-from subspace_lib.steps import One, OneSubspace, Runs, SideBySide
+from subspace_lib.steps import One, OneSubspace, Runs, SideBySide, accuracy
 
 GRAPHS = "SUBSPACE_GRAPHS"
 """The variable of the environment that switches graphs off: "0"."""
@@ -40,7 +41,8 @@ _LAYERS = {
 """Those whose forward pass does the same at every step, on the device alone."""
 _MAPS = {*PROJECTIONS.values(), *COMPOSED.values(), nn.ModuleList}
 _failed: list[object] = []
-"""Graphs whose recording failed: PyTorch's allocator goes on asking them whether they record."""
+"""What failed, after which this process records nothing more; and graphs whose recording broke off, since PyTorch's
+allocator goes on asking them whether they record."""
 
 
 class Recorder:
@@ -49,7 +51,12 @@ class Recorder:
     kind = "cuda"
 
     def __init__(self, device: torch.device) -> None:
-        self.stream = torch.cuda.Stream(device)
+        self.stream = _stream(device)
+
+    @staticmethod
+    def usable() -> bool:
+        """Whether memory comes from an allocator that is known to keep that of a graph apart."""
+        return torch.cuda.get_allocator_backend() == "native"
 
     @contextlib.contextmanager
     def beside(self) -> Iterator[None]:
@@ -67,18 +74,30 @@ class Recorder:
         graph = torch.cuda.CUDAGraph()
         random = torch.cuda.default_generators[self.stream.device.index]
         before = random.clone_state()
+        own: list[BaseException] = []
         try:
             # A recording that fails leaves its stream the current one; the outer context puts ours back.
             with (
                 torch.cuda.stream(torch.cuda.current_stream(self.stream.device)),
                 torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"),
             ):
-                result = compute()
-        except BaseException:
+                try:
+                    result = compute()
+                except BaseException as error:
+                    own.append(error)
+                    raise
+        except BaseException as error:
             random.graphsafe_set_state(before)  # the other would go on recording
-            _failed.append(graph)
+            if error not in own:
+                _failed.append(graph)
             raise
         return graph.replay, result
+
+
+@functools.cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all recordings: CUDA's libraries keep memory for each stream they have seen."""
+    return torch.cuda.Stream(device)
 
 
 class Steps:
@@ -98,11 +117,15 @@ class Steps:
     wanted : bool
         Whether steps may be recorded.
     lasting : bool
-        Whether nobody can change the network between epochs; else every epoch has a recording of its own.
+        Whether nobody is called between epochs who could change the network. Where somebody is, be it by a metric or
+        by batches to validate on, every epoch has a recording of its own.
     """
 
     def __init__(self, runs: Runs, data: Data, rows: int, *, wanted: bool, lasting: bool) -> None:
-        self.runs, self.data, self.rows, self.lasting = runs, data, rows, lasting
+        self.runs, self.data, self.rows = runs, data, rows
+        metric = getattr(runs.metric, "func", runs.metric)
+        measured = metric is None or metric is accuracy or is_known(metric)
+        self.lasting = lasting and measured and (data.val is None or is_pair(data.val))
         self.able, self.to_come = wanted, WARM_UP
         self.recorder: Recorder | None = None
         self.replay: Callable[[], None] | None = None
@@ -112,6 +135,8 @@ class Steps:
         if self.able and (self.recorder is None or not self.lasting):
             self.able = is_certain(self.runs, self.data)
             self.to_come, self.replay = WARM_UP, None
+            if self.able and type(self.runs) is One:
+                _renew(self.runs.net.parameters())
         if self.able:
             self.recorder = self.recorder or Recorder(self.data.train[1].device)
 
@@ -123,30 +148,34 @@ class Steps:
             self.to_come -= 1
             with self.recorder.beside():
                 return self.runs.step(inputs, targets)
-        if self.replay is None:
-            self.places = inputs.clone(), targets.clone()
-            for group in self.runs.optimizer.param_groups:
-                if "capturable" in group:
-                    group["capturable"] = True  # which a fused optimiser is in any case, but has to be told
-            try:
-                self.replay, self.losses = self.recorder.record(lambda: self.runs.step(*self.places))
-            except Exception as error:
-                self.able = False
-                said = str(error).strip().split("\n")[0]
-                warnings.warn(
-                    f"no step can be recorded here ({said}); each is launched by itself, as by {GRAPHS}=0",
-                    stacklevel=2,
-                )
-                return self.runs.step(inputs, targets)
+        replay = self.replay = self.replay or self._recorded(self.recorder, inputs, targets)
+        if replay is None:
+            self.able = False
+            said = f"no step can be recorded here ({_failed[-1]})"
+            warnings.warn(f"{said}; from now on each is launched by itself, as by {GRAPHS}=0", stacklevel=2)
+            return self.runs.step(inputs, targets)
         for place, fresh in zip(self.places, (inputs, targets), strict=True):
             place.copy_(fresh)
-        self.replay()
+        replay()
         return self.losses
+
+    def _recorded(self, recorder: Recorder, inputs: Tensor, targets: Tensor) -> Callable[[], None] | None:
+        """What takes a step on the batch that lies in ``places``; None if it cannot be recorded."""
+        self.places = inputs.clone(), targets.clone()
+        for group in self.runs.optimizer.param_groups:
+            if "capturable" in group:
+                group["capturable"] = True  # which a fused optimiser is in any case, but has to be told
+        try:
+            replay, self.losses = recorder.record(lambda: self.runs.step(*self.places))
+        except Exception as error:
+            _failed.append(str(error).strip().split("\n")[0])
+            return None
+        return replay
 
 
 def is_certain(runs: Runs, data: Data) -> bool:
     """Whether every step launches the same: in nothing that it runs Python, or the CPU, could decide otherwise."""
-    if type(runs) not in _RUNS or not is_pair(data.train):
+    if _failed or type(runs) not in _RUNS or not is_pair(data.train):
         return False
     optimizer, loss = runs.optimizer, runs.loss
     inner = getattr(optimizer, "_inner", optimizer)
@@ -157,12 +186,13 @@ def is_certain(runs: Runs, data: Data) -> bool:
     device = data.train[1].device
     return (
         device.type == Recorder.kind
+        and Recorder.usable()
         and {tensor.device for tensor in tensors} == {device}
-        and not any(tensor.requires_grad for tensor in data.train)
+        and not any(tensor.requires_grad or type(tensor) is not Tensor for tensor in data.train)
         and all(type(module) in _LAYERS and _as_made(module) for module in modules)
         and not any(getattr(module, "momentum", 0) is None for module in modules)  # a mean over all batches, on the CPU
         and all(type(p) is nn.Parameter and type(p.data) is Tensor and not _seen(p) for p in parameters)
-        and (isinstance(loss, nn.Module) or loss in _LOSSES)
+        and (isinstance(loss, nn.Module) or is_known(loss))
         and type(inner) in _OPTIMIZERS
         and all(group.get("fused") for group in optimizer.param_groups)
         and _as_made(inner)
@@ -171,6 +201,23 @@ def is_certain(runs: Runs, data: Data) -> bool:
         and _alone()
         and not _watched()
     )
+
+
+def is_known(measure: object) -> bool:
+    """Whether a loss or metric is one of PyTorch's functions that change nothing."""
+    return any(measure is one for one in _LOSSES)
+
+
+def _renew(weights: Iterable[nn.Parameter]) -> None:
+    """Let the next backward pass make its ends at these weights anew.
+
+    As long as somebody holds an output, PyTorch keeps them, with the stream on which they were made; data of another
+    type, for a moment, make it forget them.
+    """
+    for p in weights:
+        data, other = p.data, torch.float32 if p.dtype == torch.float64 else torch.float64
+        p.data = torch.empty(0, dtype=other, device=p.device)
+        p.data = data
 
 
 def _as_made(one: nn.Module | torch.optim.Optimizer) -> bool:

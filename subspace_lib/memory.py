@@ -41,7 +41,7 @@ def explained_when_full() -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise torch.OutOfMemoryError(
-            f"the GPU's memory is full; take a smaller batch_size, or fewer runs at a time ({error})"
+            f"the GPU's memory is full; take a smaller batch_size, fewer runs at a time, or SUBSPACE_GRAPHS=0 ({error})"
         ) from None
 
 

@@ -58,7 +58,8 @@ def fit(
     The order of the batches depends on ``seed`` alone, so runs that differ in the model or in P alone see the
     same batches. The model ends with the weights of the epoch of lowest validation loss, and the test set is
     looked at once, with these. A run that is interrupted keeps them too, as they were found until then; within its
-    first epoch it keeps what it has learnt.
+    first epoch it keeps what it has learnt. On a GPU one step is recorded and replayed, where that is certainly the
+    same (``graphs``); anew in each epoch, where ``on_epoch`` or a metric of the caller's own could change the model.
 
     Parameters
     ----------

@@ -4,6 +4,7 @@ test_cuda.py does the same on a GPU.
 """
 
 import contextlib
+import dataclasses
 import functools
 import threading
 import warnings
@@ -77,6 +78,10 @@ class Recorder:
 
     kind = "cpu"
 
+    @staticmethod
+    def usable():
+        return True
+
     def __init__(self, device):
         Recorder.recorded = Recorder.replayed = Recorder.beside_it = 0
 
@@ -136,6 +141,7 @@ def below_autograd():
 def on_a_gpu(monkeypatch):
     """A CPU that passes for a GPU: no kernels of our own, and weights are watched by their versions alone."""
     monkeypatch.setattr(graphs, "Recorder", Recorder)
+    monkeypatch.setattr(graphs, "_failed", [])
     monkeypatch.setattr(kernels, "taking", lambda *tensors: None)
     write = SubspaceOptimizer._write
 
@@ -325,6 +331,45 @@ def test_a_recording_that_fails_leaves_no_trace(late, change, data, monkeypatch)
     with pytest.warns(UserWarning, match=r"no step can be recorded here.*\(.* is not permitted when .* capturing\)"):
         assert results("", subspace, data, monkeypatch, change=through) == expected
     assert counts() == (3, 1, 0)
+    assert results("", subspace, data, monkeypatch, change=through) == expected
+    assert counts() == (3, 1, 0), "nothing is recorded after that, and nothing said again"
+
+
+def test_a_metric_may_change_the_network(data, monkeypatch):
+    def plainly():
+        nonlocal calls
+        calls, net = 0, plain()
+        measured.append(net)
+        return net
+
+    def metric(outputs, targets):
+        nonlocal calls
+        calls += 1
+        measured[-1][3].p = 0.1 * calls
+        return (outputs.argmax(1) == targets).double().mean()
+
+    calls, measured = 0, []
+    assert_same(plainly, data, monkeypatch, metric=metric)
+    assert counts() == (9, 3, 3 * FULL - 9)
+
+
+def test_batches_to_validate_on_are_somebody_s_code(data, monkeypatch):
+    x, y = data.val
+    assert_same(plain, Data(train=data.train, val=[(x, y)]), monkeypatch)
+    assert counts() == (9, 3, 3 * FULL - 9)
+
+
+def test_a_held_output_keeps_its_ends_and_the_weights_get_others():
+    """Those that PyTorch made on another stream would pull it into a recording, which fails."""
+    net = plain().double()
+    places, outputs = [p.data_ptr() for p in net.parameters()], net(torch.ones(5, 8, dtype=torch.float64)).sum()
+    held = [torch.autograd.graph.get_gradient_edge(p).node for p in net.parameters()]
+    graphs._renew(net.parameters())
+    ends = [torch.autograd.graph.get_gradient_edge(p).node for p in net.parameters()]
+    assert not any(one is other for one, other in zip(held, ends, strict=True))
+    assert [p.data_ptr() for p in net.parameters()] == places and {p.dtype for p in net.parameters()} == {torch.float64}
+    outputs.backward()
+    assert all(p.grad is not None for p in net.parameters())
 
 
 class Own(nn.Linear):
@@ -448,12 +493,36 @@ def test_who_watches_goes_without(around, data):
     handle.remove()
 
 
+class Watching(torch.Tensor):
+    pass
+
+
+@dataclasses.dataclass
+class Huber:
+    """A loss without a hash."""
+
+    delta: float = 1.0
+
+    def __call__(self, outputs, targets):
+        return F.huber_loss(outputs, targets, delta=self.delta)
+
+
+def test_a_loss_of_one_s_own_goes_without(data, monkeypatch):
+    x = data.train[0]
+    assert_same(plain, Data(train=(x, x[:, :3]), val=None), monkeypatch, loss=Huber())
+    assert counts() == (0, 0, 0)
+
+
 def test_other_data_and_devices_go_without(data, monkeypatch):
     runs = OneSubspace(subspace(), F.cross_entropy, None, torch.optim.Adam, lr=0.1)
     x, y = data.train
     assert not graphs.is_certain(runs, Data(train=[(x, y)], val=None))
     assert not graphs.is_certain(runs, Data(train=(x.clone().requires_grad_(), y), val=None))
+    assert not graphs.is_certain(runs, Data(train=(x.as_subclass(Watching), y), val=None))
     assert graphs.is_certain(runs, data)
+    monkeypatch.setattr(Recorder, "usable", lambda: False)
+    assert not graphs.is_certain(runs, data)
+    monkeypatch.setattr(Recorder, "usable", lambda: True)
     monkeypatch.setattr(Recorder, "kind", "cuda")
     assert not graphs.is_certain(runs, data)
 
