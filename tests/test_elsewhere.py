@@ -53,7 +53,7 @@ def test_windows_ends_a_child_with_all_that_it_started(monkeypatch: pytest.Monke
         subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as child,
         monkeypatch.context() as patch,
     ):
-        patch.delattr(processes.os, "killpg", raising=False)
+        patch.delitem(vars(processes.os), "killpg", raising=False)
         patch.setattr(processes.sys, "platform", "win32")
         patch.setattr(processes.subprocess, "run", lambda command, **options: said.append(command))
         processes.end([child])

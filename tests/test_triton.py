@@ -122,6 +122,7 @@ def test_where_they_fail_one_line_says_so_and_PyTorch_computes(trouble, monkeypa
         def one_hot_write(*tensors):
             raise KeyError(trouble) if trouble else RuntimeError
 
+    monkeypatch.delenv(KERNELS, raising=False)
     kernels.loaded_on.cache_clear()
     monkeypatch.setattr(kernels, "_ordinary", lambda _, device: device == "cuda")
     monkeypatch.setattr(kernels.importlib.util, "find_spec", lambda name: name)
