@@ -124,7 +124,7 @@ class Steps:
     def __init__(self, runs: Runs, data: Data, rows: int, *, wanted: bool, lasting: bool) -> None:
         self.runs, self.data, self.rows = runs, data, rows
         metric = getattr(runs.metric, "func", runs.metric)
-        measured = metric is None or metric is accuracy or is_known(metric)
+        measured = metric is None or metric is accuracy or _known(metric)
         self.lasting = lasting and measured and (data.val is None or is_pair(data.val))
         self.able, self.to_come = wanted, WARM_UP
         self.recorder: Recorder | None = None
@@ -192,7 +192,7 @@ def is_certain(runs: Runs, data: Data) -> bool:
         and all(type(module) in _LAYERS and _as_made(module) for module in modules)
         and not any(getattr(module, "momentum", 0) is None for module in modules)  # a mean over all batches, on the CPU
         and all(type(p) is nn.Parameter and type(p.data) is Tensor and not _seen(p) for p in parameters)
-        and (isinstance(loss, nn.Module) or is_known(loss))
+        and (isinstance(loss, nn.Module) or _known(loss))
         and type(inner) in _OPTIMIZERS
         and all(group.get("fused") for group in optimizer.param_groups)
         and _as_made(inner)
@@ -203,7 +203,7 @@ def is_certain(runs: Runs, data: Data) -> bool:
     )
 
 
-def is_known(measure: object) -> bool:
+def _known(measure: object) -> bool:
     """Whether a loss or metric is one of PyTorch's functions that change nothing."""
     return any(measure is one for one in _LOSSES)
 
@@ -239,7 +239,7 @@ def _on_the_device(P: nn.Module) -> bool:
 
 
 def _alone() -> bool:
-    """Whether no other thread of this process may launch something of its own; those that end with it do not count."""
+    """Whether no other thread of this process may launch something of its own; daemons, as Jupyter has, do not count."""
     return not any(thread is not threading.current_thread() and not thread.daemon for thread in threading.enumerate())
 
 
