@@ -239,7 +239,7 @@ def _on_the_device(P: nn.Module) -> bool:
 
 
 def _alone() -> bool:
-    """Whether no other thread of this process may launch something of its own; daemons, as Jupyter has, do not count."""
+    """Whether no other thread of this process may launch anything; daemons, as Jupyter has, do not count."""
     return not any(thread is not threading.current_thread() and not thread.daemon for thread in threading.enumerate())
 
 
