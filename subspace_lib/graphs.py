@@ -40,9 +40,10 @@ _LAYERS = {
 }
 """Those whose forward pass does the same at every step, on the device alone."""
 _MAPS = {*PROJECTIONS.values(), *COMPOSED.values(), nn.ModuleList}
-_failed: list[object] = []
-"""What failed, after which this process records nothing more; and graphs whose recording broke off, since PyTorch's
-allocator goes on asking them whether they record."""
+_failed: list[str] = []
+"""Why a recording failed, after which this process records nothing more."""
+_broken: list[torch.cuda.CUDAGraph] = []
+"""Whose recording broke off: PyTorch's allocator goes on asking them whether they record."""
 
 
 class Recorder:
@@ -89,7 +90,7 @@ class Recorder:
         except BaseException as error:
             random.graphsafe_set_state(before)  # the other would go on recording
             if error not in own:
-                _failed.append(graph)
+                _broken.append(graph)
             raise
         return graph.replay, result
 

@@ -263,15 +263,10 @@ def test_graphs_of_a_network_whose_output_is_held(without_and_in_graphs):
     assert_alike(without_and_in_graphs(make))
 
 
-KEPT = []
-"""What PyTorch's allocator asks whether it records, after a recording that failed."""
-
-
 def test_a_recording_that_fails_leaves_all_as_it_was(data, monkeypatch, without_and_in_graphs):
     """The random numbers of the GPU among it; nothing more is recorded, though it could be."""
-    pull, failed = graphs.One.pull, []
-    KEPT.append(failed)
-    monkeypatch.setattr(graphs, "_failed", failed)
+    pull = graphs.One.pull
+    monkeypatch.setattr(graphs, "_failed", [])
 
     def synchronises(self, losses):
         losses.item()
@@ -287,7 +282,7 @@ def test_a_recording_that_fails_leaves_all_as_it_was(data, monkeypatch, without_
             patch.setenv(graphs.GRAPHS, value)
             found.append(fit(net, data.to(DEVICE), epochs=3, lr=0.02, batch_size=ROWS).train_loss)
     assert found[1] == pytest.approx(found[0], rel=1e-2)
-    assert failed
+    assert graphs._failed
     with pytest.raises(AssertionError):
         without_and_in_graphs(normalised)
     monkeypatch.setattr(graphs, "_failed", [])
