@@ -99,8 +99,8 @@ BARRIERS = """async () => {
   }
   return found;
 }"""
-CUT = """() => [...document.querySelectorAll('article pre')].filter(pre => pre.scrollWidth > pre.clientWidth)
-  .map(pre => pre.innerText.slice(0, 200))"""
+CUT = """() => [...document.querySelectorAll('article :is(pre, .pst-scrollable-table-container)')]
+  .filter(one => one.scrollWidth > one.clientWidth).map(one => one.innerText.slice(0, 200))"""
 PAPER = """() => {
   dispatchEvent(new Event('beforeprint'));
   const closed = [...document.querySelectorAll('details:not([open])')]
@@ -219,7 +219,7 @@ def test_nobody_is_shut_out(name: str, visits: dict[str, dict[str, Any]]) -> Non
 
 @pages
 def test_nothing_is_cut(name: str, visits: dict[str, dict[str, Any]]) -> None:
-    """No page moves sideways, no code and no output does on a laptop, and paper shows all of both, answers too."""
+    """No page moves sideways, no code, output or table does on a laptop, and paper shows all of both, answers too."""
     assert {width: found for width, found in visits[name]["wide"].items() if found > width} == {}
     assert visits[name]["scrolled"] == []
     assert visits[name]["closed on paper"] == []

@@ -10,7 +10,9 @@ from typing import Any
 
 NUMBER = re.compile(r"[+-]?[\d,.]+(e[+-]\d+)?%?|[+-]?(inf|nan)")
 SIGNED_ZERO = re.compile(r"(?<![\w.])[+-](?=0(\.0+)?(?!\.?\d|e))")  # -0.000, within words too
-COMMON = 'style="text-align: {}; white-space: nowrap"'
+SIDE = 'style="text-align: {}"'
+WHOLE = 'style="text-align: {}; white-space: nowrap"'
+"""A heading breaks where a line is too short for it, a number or an interval does not."""
 
 
 class Table:
@@ -72,14 +74,13 @@ class Table:
     def _repr_html_(self) -> str:
         side = ["right" if right else "left" for right in self.numeric]
         head = "".join(
-            f'<th scope="col" {COMMON.format(s)}>{html.escape(h)}</th>'
-            for h, s in zip(self.headings, side, strict=True)
+            f'<th scope="col" {SIDE.format(s)}>{html.escape(h)}</th>' for h, s in zip(self.headings, side, strict=True)
         )
         body = ""
         for first, *rest in self.cells:
-            cells = f'<th scope="row" {COMMON.format(side[0])}>{html.escape(first)}</th>'
+            cells = f'<th scope="row" {SIDE.format(side[0])}>{html.escape(first)}</th>'
             cells += "".join(
-                f"<td {COMMON.format(s)}>{html.escape(cell)}</td>" for cell, s in zip(rest, side[1:], strict=True)
+                f"<td {WHOLE.format(s)}>{html.escape(cell)}</td>" for cell, s in zip(rest, side[1:], strict=True)
             )
             body += f"<tr>{cells}</tr>"
         return (
