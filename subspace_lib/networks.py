@@ -163,29 +163,38 @@ def hollow(net: nn.Module, full: nn.Module) -> nn.Module:
 @contextmanager
 def filled(net: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
     """For a while, the buffers of a hollow ``net`` that stand for parameters are parameters, with these values."""
-    stands: list[tuple[nn.Module, str, Tensor]] = []
-    for name, weight in weights.items():
+    places = []
+    for name in weights:
         parent, _, attribute = name.rpartition(".")
         module = net.get_submodule(parent)
-        stand = module._buffers.pop(attribute, None)
-        if stand is not None:  # else the module goes by two names, and this is the second
-            stands.append((module, attribute, stand))
-            module._parameters[attribute] = weight  # type: ignore[assignment]
-    _refresh(module for module, _, _ in stands)
-    placed = [module._parameters[attribute] for module, attribute, _ in stands]
-    try:
-        yield
-        for (module, attribute, _), given in zip(stands, placed, strict=True):
-            if module._parameters.get(attribute) is not given:
-                raise ValueError(
-                    f"the forward pass replaces the weight {attribute!r} of a {type(module).__name__}, "
-                    "so that no optimiser would move it; give what it computes another name"
-                )
-    finally:
-        for module, attribute, stand in stands:
-            module._parameters.pop(attribute, None)
-            module._buffers[attribute] = stand
-        _refresh(module for module, _, _ in stands)
+        places.append((module, attribute, module._buffers[attribute]))
+    try:  # which an interrupt may end at any point
+        try:
+            for (module, attribute, _), weight in zip(places, weights.values(), strict=True):
+                module._buffers.pop(attribute, None)  # gone where a module goes by two names, and this is the second
+                module._parameters[attribute] = weight  # type: ignore[assignment]
+            _refresh(module for module, _, _ in places)
+            given = [module._parameters[attribute] for module, attribute, _ in places]
+            yield
+            for (module, attribute, _), weight in zip(places, given, strict=True):
+                if module._parameters.get(attribute) is not weight:
+                    raise ValueError(
+                        f"the forward pass replaces the weight {attribute!r} of a {type(module).__name__}, "
+                        "so that no optimiser would move it; give what it computes another name"
+                    )
+        finally:
+            _put_back(places)
+    except KeyboardInterrupt:
+        _put_back(places)
+        raise
+
+
+def _put_back(places: Iterable[tuple[nn.Module, str, Tensor]]) -> None:
+    """Let buffers stand for parameters again."""
+    for module, attribute, stand in places:
+        module._parameters.pop(attribute, None)
+        module._buffers[attribute] = stand
+    _refresh(module for module, _, _ in places)
 
 
 def kept(net: nn.Module) -> dict[str, Tensor]:

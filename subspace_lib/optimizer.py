@@ -91,29 +91,37 @@ class SubspaceOptimizer(torch.optim.Optimizer):
             raise ValueError("a step in inference mode would spoil z for later steps; call step() outside of it")
         self._notice_changes()
         self._hand_over()
-        if closure is None:
-            self._pull()
-            loss = self._move()
-        else:
-            self.z.grad = None
-            if any(p.grad is not None for p in self._weights):
-                self._pull()  # sharpness-aware minimisation begins with the gradient that it finds
-
-            @torch.no_grad()
-            def evaluate() -> Any:
-                self._write()  # the optimiser of z may have moved it
-                if self.z.grad is None or not self.z.grad.any():  # and forgotten its gradient
-                    self.zero_grad()
-                with torch.enable_grad():
-                    loss = closure()
-                self._notice_changes()
+        try:
+            if closure is None:
                 self._pull()
-                return loss
-
-            loss = self._inner.step(evaluate)
-        self.param_groups[0].update(_numbers(self._inner.param_groups[0]))
-        self._write()
+                loss = self._move()
+            else:
+                loss = self._move_by(closure)
+            self.param_groups[0].update(_numbers(self._inner.param_groups[0]))
+            self._write()
+        except (KeyboardInterrupt, SystemExit):  # z may have moved, and whoever saves both now wants them to agree
+            self._write()
+            raise
         return loss
+
+    def _move_by(self, closure: Callable[[], Any]) -> Any:
+        """A step of the optimiser of z that evaluates the loss itself."""
+        self.z.grad = None
+        if any(p.grad is not None for p in self._weights):
+            self._pull()  # sharpness-aware minimisation begins with the gradient that it finds
+
+        @torch.no_grad()
+        def evaluate() -> Any:
+            self._write()  # the optimiser of z may have moved it
+            if self.z.grad is None or not self.z.grad.any():  # and forgotten its gradient
+                self.zero_grad()
+            with torch.enable_grad():
+                loss = closure()
+            self._notice_changes()
+            self._pull()
+            return loss
+
+        return self._inner.step(evaluate)
 
     @torch.no_grad()
     def set_z(self, z: Tensor) -> None:
@@ -141,6 +149,8 @@ class SubspaceOptimizer(torch.optim.Optimizer):
         for before in self._optimizer_state_dict_pre_hooks.values():
             before(self)
         self._hand_over()
+        if [p.device for p in self._weights] == [device for _, device in self._places]:  # not moved away to be saved
+            self._notice_changes()
         marks = {"P": probe(self.P), "theta0": fingerprint(self.theta0), "theta": fingerprint(self._expected())}
         self._inner.state = defaultdict(dict, {p: state for p, state in self.state.items() if p is self.z})
         inner, own = self._inner.state_dict(), {"z": self.z.detach(), "subspace": marks}
@@ -357,6 +367,7 @@ class SubspaceOptimizer(torch.optim.Optimizer):
             if not p.is_set_to(laid):
                 p.data = laid
 
+    @torch.no_grad()
     def _take_in(self) -> None:
         """Move z to where the weights are now; refuse weights that no z can give."""
         self._check_places()
