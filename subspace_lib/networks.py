@@ -176,8 +176,8 @@ def filled(net: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
             _refresh(module for module, _, _ in places)
             given = [module._parameters[attribute] for module, attribute, _ in places]
             yield
-            for (module, attribute, _), weight in zip(places, given, strict=True):
-                if module._parameters.get(attribute) is not weight:
+            for (module, attribute, _), held in zip(places, given, strict=True):
+                if module._parameters.get(attribute) is not held:
                     raise ValueError(
                         f"the forward pass replaces the weight {attribute!r} of a {type(module).__name__}, "
                         "so that no optimiser would move it; give what it computes another name"
@@ -189,7 +189,7 @@ def filled(net: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
         raise
 
 
-def _put_back(places: Iterable[tuple[nn.Module, str, Tensor]]) -> None:
+def _put_back(places: Iterable[tuple[nn.Module, str, Tensor | None]]) -> None:
     """Let buffers stand for parameters again."""
     for module, attribute, stand in places:
         module._parameters.pop(attribute, None)
