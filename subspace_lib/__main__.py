@@ -6,15 +6,19 @@ What a command needs is imported when it is chosen, so that a Ctrl-C finds us re
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import signal
 import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from subspace_lib.processes import Unfinished
 
 DEVICES = ("cpu", "cuda")
+EVERYTHING = "subspace_lib[book] @ git+https://github.com/parameter-subspaces/training-in-parameter-subspaces"
+SOME: dict[str, Any] = {"nargs": "+", "default": [], "action": "extend"}
+"""What may be named several times, at once or one by one."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -36,7 +40,7 @@ def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
     for command in (book, execute):
         command.add_argument("--profile", default="quick", help="smoke, quick (the default) or full")
         command.add_argument("--device", choices=DEVICES, help="by default the GPU if there is one")
-        command.add_argument("--only", nargs="+", default=[], metavar="CHAPTER", help="as 03_intrinsic_dimension")
+        command.add_argument("--only", **SOME, metavar="CHAPTER", help="as 03_intrinsic_dimension")
         command.add_argument("--jobs", type=int, help="chapters at a time; by default 2, on a GPU 1")
         command.add_argument("--limit", type=float, default=3600, help="seconds for each chapter")
     commands.add_parser("pdf", help="print the chapters executed last as one PDF, with Chromium")
@@ -48,7 +52,7 @@ def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
     benchmark = commands.add_parser("benchmark", help="measure what every projection costs")
     benchmark.add_argument("--device", choices=DEVICES, default="cpu", help="where to measure; by default the CPU")
     benchmark.add_argument("--out", type=Path, default=Path("data/results"), help="folder of the table and the picture")
-    benchmark.add_argument("--only", nargs="+", default=[], metavar="FAMILY", help="the table's other rows stay")
+    benchmark.add_argument("--only", **SOME, metavar="FAMILY", help="the table's other rows stay")
     gpu = commands.add_parser("gpu", help="all that is to be learned from a GPU, in parts with a time limit each")
     gpu.add_argument("--parts", type=lambda text: text.split(","), metavar="PART,PART", help="as benchmark,many")
     gpu.add_argument("--out", type=Path, default=Path("_build/gpu"), help="folder of what it finds out")
@@ -84,16 +88,24 @@ def run_sweeps(
     experiments: list[str], profile: str, device: str | None, jobs: int | None, dask: str | None, out: Path, dirty: bool
 ) -> None:
     """Make the runs of each experiment; only full-size runs of committed code enter the tables of results/."""
-    from subspace_lib.study.experiments import EXPERIMENTS, experiment
+    from subspace_lib.study.experiments import EXPERIMENTS, check_names, experiment
     from subspace_lib.study.sweep import SweepError, code_commit, sweep
     from subspace_lib.tasks.profiles import default_device, get_profile
 
     device = device or default_device()
     jobs = jobs if jobs is not None else (1 if device == "cuda" else os.cpu_count() or 1)
     size = get_profile(profile)
-    failed = []
-    for name in EXPERIMENTS if experiments == ["all"] else experiments:
-        specs = experiment(name, size, out / "results")
+    failed: list[str] = []
+    names = list(EXPERIMENTS) if "all" in experiments else experiments
+    check_names(names)
+    for name in names:
+        try:
+            specs = experiment(name, size, out / "results")
+        except ValueError as error:
+            if not failed:
+                raise
+            failed.append(f"{name}: {error}")  # perhaps for want of what failed before it
+            continue
         full = profile == "full"
         if full and not dirty and ((state := code_commit()) == "unknown" or state.endswith("-dirty")):
             raise ValueError(
@@ -162,12 +174,17 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code: 0, 1 (a chapter or a run failed), 2 (bad input) or 130 (stopped)."""
     try:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: a path may hold what a console lacks
         run(read_arguments(arguments))
     except Unfinished as error:
         print(error, file=sys.stderr)
         return 1
+    except ModuleNotFoundError as error:
+        print(f"error: {error}; `pip install '{EVERYTHING}'` brings what the commands need", file=sys.stderr)
+        return 2
     except (ValueError, TypeError, OSError, MemoryError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {str(error) or type(error).__name__}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)

@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -156,6 +157,7 @@ def test_the_pages_are_put_together_from_what_is_there(tmp_path: Path) -> None:
         (["--device", "abacus"], "'abacus'"),
         (["--jobs", "0"], "jobs must be at least 1, not 0"),
         (["--jobs", "many"], "'many'"),
+        (["--limit", "inf"], "the limit must be a positive number of seconds, not inf"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(
@@ -169,6 +171,60 @@ def test_bad_input_is_one_line_and_exit_code_2(
     error = capsys.readouterr().err
     assert code == 2
     assert message in error and error.count("\n") == 1
+
+
+def test_chapters_that_are_named_one_by_one_are_all_meant() -> None:
+    assert __main__.read_arguments(["book", "--only", "a", "--only", "b", "c"]).only == ["a", "b", "c"]
+    assert __main__.read_arguments(["book"]).only == []
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (MemoryError(), "error: MemoryError\n"),
+        (
+            ModuleNotFoundError("No module named 'joblib'"),
+            "error: No module named 'joblib'; `pip install 'subspace_lib[book] @ git+https://",
+        ),
+    ],
+)
+def test_an_error_is_named_if_it_says_nothing_and_what_is_not_installed_is_named(
+    error: Exception, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(__main__, "run", fail)
+    assert __main__.main(["data"]) == 2
+    assert capsys.readouterr().err.startswith(said)
+
+
+def test_a_path_that_the_console_cannot_write_ends_no_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(__main__, "run", lambda _: print("the book is in /home/zo\xeb"))
+    console = io.TextIOWrapper(io.BytesIO(), encoding="ascii", newline="\n")
+    monkeypatch.setattr(sys, "stdout", console)
+    assert __main__.main(["data"]) == 0
+    console.flush()
+    assert console.buffer.getvalue() == b"the book is in /home/zo\\xeb\n"  # type: ignore[attr-defined]
+
+
+def test_the_chapters_themselves_are_not_written_over(tmp_path: Path) -> None:
+    root = make_root(tmp_path, one="1")
+    before = (root / "book/one.ipynb").read_bytes()
+    for out in (root / "book", root / "_build" / ".." / "book"):
+        with pytest.raises(ValueError, match="holds the chapters themselves"):
+            book.execute_chapters(out, "smoke", "cpu", root=root)
+    assert (root / "book/one.ipynb").read_bytes() == before
+
+
+def test_a_variable_that_is_refused_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = make_root(tmp_path / "root", one="1")
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    monkeypatch.setenv("SUBSPACE_KERNELS", "1")
+    with pytest.raises(ValueError, match="SUBSPACE_KERNELS is '1'"):
+        book.execute_chapters(tmp_path / "out", "smoke", "cpu", root=root)
+    assert [*(tmp_path / "temporary").iterdir(), *(tmp_path / "out").glob("running-*")] == []
 
 
 def test_a_chapter_without_profile_is_refused(tmp_path: Path) -> None:
@@ -237,12 +293,13 @@ def test_what_fails_is_said_and_the_others_run(tmp_path: Path, monkeypatch: pyte
     uses = "import beside\nfrom subspace_lib.tasks.datasets import _note, data_folder\nprint(data_folder())\n"
     root = make_root(
         tmp_path / "root",
-        dead="import os\nos.kill(os.getpid(), 9)",
+        dead="written below",
         late=f"import pathlib, time\npathlib.Path({str(tmp_path / 'begun')!r}).touch()\ntime.sleep(60)",
         never="1",
         wrong="raise KeyError('no such thing')",
         **{"part/good": uses + "_note('mnist'); _note('cifar10-standin'); _note('cifar10-standin')"},
     )
+    write_chapter(root, "dead", "import os\nos.kill(os.getpid(), 9)", "1 + 1")
     out = Path("out")  # the chapters' folder is another
     (tmp_path / "beside.py").touch()
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, (".", os.environ.get("PYTHONPATH")))))

@@ -423,6 +423,13 @@ class Deadly:
         return {group[0].key: ""}
 
 
+def test_no_more_processes_start_than_there_are_runs_left(monkeypatch):
+    asked, parallel = [], sweep.Parallel
+    monkeypatch.setattr(sweep, "Parallel", lambda n_jobs, **more: asked.append(n_jobs) or parallel(n_jobs=1, **more))
+    outcomes = list(sweep._in_processes(lambda group: {group[0].key: ""}, [[spec] for spec in SPECS[:2]], jobs=64))
+    assert (len(outcomes), asked) == (2, [2])
+
+
 def test_records_survive_a_round_trip(folder):
     [record] = go(folder, [SPEC]).values()
     write_record(folder / "a.json", record)
@@ -768,7 +775,9 @@ def test_no_rate_is_chosen_from_runs_of_two_lengths_or_at_sizes_that_nobody_asks
     [
         (["f99"], "unknown experiment 'f99'; choose one of: lr, lr_small, f1"),
         (["lr", "--profile", "huge"], "unknown profile 'huge'"),
+        (["lr", "f99", "--profile", "smoke"], "unknown experiment 'f99'"),
         (["lr", "--jobs", "0", "--profile", "smoke"], "jobs must be at least 1, got 0"),
+        (["lr", "--dask", "", "--profile", "smoke"], "the address of the Dask scheduler is empty"),
         (["f1", "--profile", "smoke"], "run `python -m subspace_lib sweep lr` first"),
         ([], "the following arguments are required: EXPERIMENT"),
     ],
@@ -798,3 +807,9 @@ def test_an_experiment_with_failures_does_not_stop_the_next(tmp_path, monkeypatc
     captured = capsys.readouterr()
     assert captured.err == "1 of 2 runs failed\n"
     assert captured.out.startswith(f"lr_small: 0 of {2 * 3 * SETTINGS} runs")
+    begun.clear()
+    assert main(["sweep", "lr", "f1", "--profile", "smoke", "--out", str(tmp_path)]) == 1
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == "1 of 2 runs failed" and said[1].startswith("f1: no learning rate has been chosen"), (
+        "the reason stands before what follows from it"
+    )

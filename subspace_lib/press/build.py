@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import sys
@@ -12,7 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from subspace_lib.files import replaced_atomically
-from subspace_lib.press.chapters import BookError, book_of, chapter_names, check_parameters, digest_of, record_of
+from subspace_lib.press.chapters import (
+    BookError,
+    book_of,
+    chapter_names,
+    check_apart,
+    check_parameters,
+    digest_of,
+    record_of,
+)
 from subspace_lib.press.execution import LIMIT, execute, explain, keep, running_folder
 from subspace_lib.press.pages import build_pages
 from subspace_lib.press.status import recorded_executions, write_executions
@@ -97,18 +106,19 @@ def execute_chapters(
     Raises
     ------
     ValueError
-        If a profile, device or chapter is not known, or a chapter takes no PROFILE.
+        If a profile, device or chapter is not known, a chapter takes no PROFILE, or the folder is that of the chapters.
     BookError
         If chapters failed; after all others were executed. The message says which, where and why.
     """
     get_profile(profile)
     names = chapter_names(book_of(root))
+    check_apart(executed, root / "book")
     device = check_device(device) if device else default_device()
     cores = os.cpu_count() or 1
     jobs = jobs if jobs is not None else 1 if device == "cuda" else min(2, cores)
     if jobs < 1:
         raise ValueError(f"jobs must be at least 1, not {jobs}")
-    if not limit > 0:
+    if not 0 < limit < math.inf:
         raise ValueError(f"the limit must be a positive number of seconds, not {limit}")
     if unknown := [name for name in only if name not in names]:
         raise ValueError(f"unknown chapter {unknown[0]!r}; choose from: {', '.join(names)}")

@@ -61,6 +61,18 @@ def chapter_names(book: Path) -> list[str]:
     return [name for name in names if (book / f"{name}.ipynb").is_file()]
 
 
+def check_apart(folder: Path, book: Path) -> None:
+    """Refuse to write notebooks where the chapters themselves are.
+
+    Raises
+    ------
+    ValueError
+        If that is the folder.
+    """
+    if folder.resolve() == book.resolve():
+        raise ValueError(f"{folder} holds the chapters themselves; choose another folder")
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """The names and values of a file of YAML.
 

@@ -97,10 +97,11 @@ def execute(
     kernel.parent.mkdir(parents=True)
     argv = tied("ipykernel_launcher", "-f", "{connection_file}")
     kernel.write_text(json.dumps({"argv": argv, "display_name": "Python 3 (ipykernel)", "language": "python"}))
-    temporary = Path(tempfile.mkdtemp(prefix="subspace-"))  # beside the others: paths of sockets have to be short
-    told = {**environment, **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(temporary))}
+    told = dict(environment)
     if loaded()[0] is None:  # which says so here, once, and on no page
         told = {KERNELS: "0"} | told
+    temporary = Path(tempfile.mkdtemp(prefix="subspace-"))  # beside the others: paths of sockets have to be short
+    told |= dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(temporary))
     told |= {"JUPYTER_PATH": str(folder / "jupyter"), "JUPYTER_RUNTIME_DIR": str(folder / "runtime")}
     waiting, running = list(names), list[Run]()
     with cleared(temporary):
@@ -153,9 +154,9 @@ def explain(run: Run, executed: Path) -> str:
     except (OSError, ValueError):  # killed before it was written, or while
         return f"  {message}"
     code = [cell for cell in cells if cell["cell_type"] == "code" and not is_injected(cell)]
-    state = [cell["metadata"].get("papermill", {}).get("status") for cell in code]
-    stopped = [number for number, status in enumerate(state) if status in ("failed", "running")]
-    stopped = stopped or [number for number, status in enumerate(state) if status == "completed"][-1:]  # kernel died
+    noted = [cell["metadata"].get("papermill", {}) for cell in code]
+    stopped = [number for number, note in enumerate(noted) if note.get("status") in ("failed", "running")]
+    stopped = stopped or [number for number, note in enumerate(noted) if note.get("start_time")][-1:]  # kernel died
     where = "before its first cell"
     if stopped:
         cell = code[stopped[0]]

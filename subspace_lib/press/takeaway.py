@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from subspace_lib.files import read_text, write_text
-from subspace_lib.press.chapters import book_of, chapter_names, read_notebook, read_yaml
+from subspace_lib.press.chapters import book_of, chapter_names, check_apart, read_notebook, read_yaml
 from subspace_lib.processes import commit
 
 Works = Mapping[str, tuple[str, str, str]]
@@ -29,9 +29,7 @@ def write_notebooks(root: Path, folder: Path, solutions: bool = True) -> None:
         one of the chapters themselves.
     """
     book = book_of(root)
-    if folder.resolve() == book.resolve():
-        raise ValueError(f"{folder} holds the chapters themselves; choose another folder")
-
+    check_apart(folder, book)
     address = read_yaml(root / "_config.yml").get("html", {}).get("baseurl", "")
     references = book / "references.bib"
     works = works_of(references) if references.is_file() else {}

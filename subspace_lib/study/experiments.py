@@ -125,8 +125,7 @@ def experiment(name: str, profile: Profile, folder: Path = DATA / "results") -> 
     ValueError
         If there is no such experiment, or the learning rates have not been chosen yet.
     """
-    if name not in EXPERIMENTS:
-        raise ValueError(f"unknown experiment {name!r}; choose one of: {', '.join(EXPERIMENTS)}")
+    check_names([name])
     settings = list(EXPERIMENTS[name](name, folder))
     common: dict[str, Any] = {
         "experiment": name,
@@ -142,6 +141,18 @@ def experiment(name: str, profile: Profile, folder: Path = DATA / "results") -> 
         for setting, count in zip(settings, counts, strict=True)
         if seed < count
     ]
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Refuse what is no experiment.
+
+    Raises
+    ------
+    ValueError
+        If a name is none of ``EXPERIMENTS``.
+    """
+    if unknown := [name for name in names if name not in EXPERIMENTS]:
+        raise ValueError(f"unknown experiment {unknown[0]!r}; choose one of: {', '.join(EXPERIMENTS)}")
 
 
 def chosen_rate(dataset: str, model: str, projected: bool, folder: Path = DATA / "results", size: int = 1) -> float:

@@ -90,6 +90,8 @@ def sweep(
     check_device(device)
     if jobs < 1:
         raise ValueError(f"jobs must be at least 1, got {jobs}")
+    if dask == "":
+        raise ValueError("the address of the Dask scheduler is empty; give one as tcp://host:8786")
     if dask and not find_spec("distributed"):
         raise ValueError(f"dask = {dask!r} needs the package distributed; install it with `pip install distributed`")
     records.mkdir(parents=True, exist_ok=True)
@@ -264,7 +266,8 @@ def _in_processes(
     while todo:
         before = len(todo)
         try:
-            for outcome in Parallel(n_jobs=jobs, return_as="generator_unordered")(delayed(work)(g) for g in todo):
+            parallel = Parallel(n_jobs=min(jobs, len(todo)), return_as="generator_unordered")
+            for outcome in parallel(delayed(work)(group) for group in todo):
                 todo = [group for group in todo if group[0].key not in outcome]
                 yield outcome
             return
