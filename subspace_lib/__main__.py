@@ -16,7 +16,6 @@ from typing import Any, NoReturn
 from subspace_lib.processes import Unfinished
 
 DEVICES = ("cpu", "cuda")
-EVERYTHING = "subspace_lib[book] @ git+https://github.com/parameter-subspaces/training-in-parameter-subspaces"
 SOME: dict[str, Any] = {"nargs": "+", "default": [], "action": "extend"}
 """What may be named several times, at once or one by one."""
 
@@ -181,7 +180,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 1
     except ModuleNotFoundError as error:
-        print(f"error: {error}; `pip install '{EVERYTHING}'` brings what the commands need", file=sys.stderr)
+        print(f"error: {error}; `pip install 'subspace_lib[book]'` brings what the commands need", file=sys.stderr)
         return 2
     except (ValueError, TypeError, OSError, MemoryError) as error:
         print(f"error: {str(error) or type(error).__name__}", file=sys.stderr)

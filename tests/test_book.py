@@ -184,7 +184,7 @@ def test_chapters_that_are_named_one_by_one_are_all_meant() -> None:
         (MemoryError(), "error: MemoryError\n"),
         (
             ModuleNotFoundError("No module named 'joblib'"),
-            "error: No module named 'joblib'; `pip install 'subspace_lib[book] @ git+https://",
+            "error: No module named 'joblib'; `pip install 'subspace_lib[book]'` brings what the commands need",
         ),
     ],
 )
