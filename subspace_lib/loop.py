@@ -114,7 +114,7 @@ class Loop:
                 self._epochs(runs, histories, best)
         except BaseException:
             for i, history in enumerate(histories):
-                if not (history.best_epoch or history.diverged):
+                if not (history.best_epoch or history.diverged or history.val_loss[1:]):  # within its first epoch
                     best[i] = runs.state(i)
             raise
         finally:
@@ -149,14 +149,16 @@ class Loop:
             self._validate(runs, histories, going)
             if self.data.val is not None:
                 bar.set_postfix(val_loss=f"{min(histories[i].val_loss[-1] for i in going):.4g}")
-            for i in tuple(going):
-                if self.on_epoch is not None:
-                    runs.show(i)
-                    self.on_epoch(histories[i])
+            for i in (taking_part := tuple(going)):
                 if _improved(histories[i]):
                     best[i] = runs.state(i)
                 elif histories[i].diverged or epoch + 1 - histories[i].best_epoch >= (self.patience or math.inf):
                     going.remove(i)
+            if self.on_epoch is not None:
+                for i in taking_part:
+                    runs.show(i)
+                    self.on_epoch(histories[i])
+                    runs.heed(i)
             if not going:
                 break
 

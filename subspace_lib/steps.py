@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from subspace_lib import checks
 from subspace_lib.data import batches_of
-from subspace_lib.networks import Absent, dense, put
+from subspace_lib.networks import Absent, dense, give_buffers, put
 from subspace_lib.optimizer import fused, optimizer_of
 from subspace_lib.products import Products
 from subspace_lib.projections import Projection
@@ -79,6 +79,7 @@ class Runs(ABC):
             self.metric = functools.partial(accuracy, ignored=self.ignored)
         self.convolves = any(isinstance(module, _CONVOLUTIONS) for module in net.modules())
         self.resting = [module for module in net.modules() if net.training and not module.training]
+        self.weights = {name: p for name, p in net.named_parameters() if p.requires_grad}
         if optimizer is not None:
             if isinstance(loss, nn.Module) and any(p.requires_grad for p in loss.parameters()):
                 raise ValueError(f"{type(loss).__name__} has weights of its own, which nothing trains; freeze them")
@@ -106,6 +107,9 @@ class Runs(ABC):
 
     def show(self, i: int) -> None:  # noqa: B027
         """Let the model that was given stand where run i is now, if it is not what is trained."""
+
+    def heed(self, i: int) -> None:  # noqa: B027
+        """Let run i go on from where somebody has put the model that was given, since ``show``."""
 
     def step(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """One step of every run on one batch; gives the loss of each."""
@@ -145,7 +149,20 @@ class Runs(ABC):
         return images
 
     def train(self) -> None:
-        """Training mode, but for modules that the caller put in evaluation mode inside a training network."""
+        """Training mode, but for modules that the caller put in evaluation mode inside a training network.
+
+        Raises
+        ------
+        ValueError
+            If there is a weight to train that the optimiser was not given.
+        """
+        given = set(self.weights.values())
+        for name, p in self.net.named_parameters():
+            if p.requires_grad and p not in given:
+                raise ValueError(
+                    f"{name!r} was thawed, replaced or added while its network is trained, by an optimiser that holds "
+                    "the weights it began with; end here and go on with another call of fit"
+                )
         self.net.train()
         for module in self.resting:
             module.training = False
@@ -192,7 +209,7 @@ class One(Runs):
 
     def changing(self) -> State:
         """What training changes, by name."""
-        return {name: p for name, p in self.net.named_parameters() if p.requires_grad} | dict(self.net.named_buffers())
+        return self.weights | dict(self.net.named_buffers())
 
     def state(self, i: int) -> State:
         return {name: tensor.detach().clone() for name, tensor in self.changing().items()}
@@ -227,6 +244,11 @@ class OneSubspace(One):
 
     def show(self, i: int) -> None:
         self.model.take(self.subspace.z.detach(), self.net)
+
+    def heed(self, i: int) -> None:
+        if not torch.equal(self.model.z, self.subspace.z):
+            self.subspace.set_z(self.model.z.detach())
+        give_buffers(self.model.net, self.net)
 
 
 class OneFactored(One):
@@ -314,6 +336,12 @@ class SideBySide(Runs):
     def show(self, i: int) -> None:
         for name, buffer in self.buffers.items():
             self.models[i].net.get_buffer(name).copy_(buffer[i])
+
+    @torch.no_grad()
+    def heed(self, i: int) -> None:
+        for name, buffer in self.buffers.items():
+            buffer[i] = self.models[i].net.get_buffer(name)
+        self._write(i)
 
     @torch.no_grad()
     def _write(self, i: int) -> None:

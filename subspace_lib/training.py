@@ -85,7 +85,8 @@ def fit(
     progress : bool
         Show a bar, one line, one count an epoch.
     on_epoch : callable, optional
-        Called with the history after each epoch, as a ``tracking.WandbLogger`` is.
+        Called with the history after each epoch, as a ``tracking.WandbLogger`` is. Training goes on from what it makes
+        of the model; the weights of the best epoch are those that were validated, before that.
 
     Returns
     -------

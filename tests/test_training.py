@@ -664,9 +664,66 @@ def test_an_interrupted_run_keeps_what_it_learnt(project, data):
     model, other = project(network()), project(network())
     with pytest.raises(KeyboardInterrupt):
         fit(model, data, epochs=100, lr=0.02, on_epoch=interrupt)
-    three = fit(other, data, epochs=3, lr=0.02)
-    assert three.best_epoch == 3
+    assert fit(other, data, epochs=4, lr=0.02).best_epoch == 4
     assert evaluate(model, *data.val) == evaluate(other, *data.val)
+
+
+@pytest.mark.parametrize("project", [lambda net: net, in_a_subspace])
+def test_an_interrupted_run_that_only_got_worse_keeps_its_start(project, data):
+    def interrupt(history):
+        assert history.best_epoch == 0
+        if len(history.train_loss) == 2:
+            raise KeyboardInterrupt
+
+    model = project(network())
+    start = Data(data.train, (data.val[0], model.eval()(data.val[0]).detach().softmax(1)))  # no better answers exist
+    before = evaluate(model, *start.val)
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, start, epochs=100, lr=0.02, on_epoch=interrupt)
+    assert evaluate(model, *start.val) == before
+
+
+@pytest.mark.parametrize(
+    ("project", "train"),
+    [
+        (lambda net: net, fit),
+        (in_a_subspace, fit),
+        (in_a_subspace, lambda model, *rest, **o: fit_many([model], *rest, **o)),
+    ],
+)
+def test_training_goes_on_from_what_on_epoch_makes_of_the_model(project, train, data):
+    model = project(network())
+    start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    losses = []
+
+    def back(history):
+        losses.extend(history.val_loss[-1:])
+        model.load_state_dict(start)
+
+    in_order = list(zip(data.train[0].split(100), data.train[1].split(100), strict=True))
+    train(model, Data(in_order, data.val), epochs=3, lr=0.02, optimizer_class=torch.optim.SGD, on_epoch=back)
+    assert losses == pytest.approx(losses[:1] * 3, rel=1e-5)
+
+
+@pytest.mark.parametrize("change", ["thaw", "replace", "add"])
+def test_a_weight_that_nothing_would_train_is_noticed(change, data):
+    net = network()
+    net[0].requires_grad_(False)
+    changes = {
+        "thaw": lambda: net[0].requires_grad_(True),
+        "replace": lambda: net.__setitem__(3, nn.Linear(16, 3)),
+        "add": lambda: net.append(nn.Linear(3, 3)),
+    }
+    with pytest.raises(ValueError, match="was thawed, replaced or added .*another call of fit"):
+        fit(net, data, epochs=2, lr=0.01, on_epoch=lambda _: changes[change]())
+
+
+def test_a_layer_that_is_frozen_on_the_way_comes_back_with_the_best_weights(data):
+    net = network()
+    start = Data(data.train, (data.val[0], net.eval()(data.val[0]).detach().softmax(1)))
+    before = net[0].weight.detach().clone()
+    fit(net, start, epochs=2, lr=0.02, on_epoch=lambda _: net[0].requires_grad_(False))
+    assert torch.equal(net[0].weight, before)
 
 
 @pytest.mark.parametrize("project", [lambda net: net, in_a_subspace])
