@@ -9,18 +9,18 @@ from numbers import Integral, Real
 from typing import Any
 
 
-def switched_off(variable: str, off: str) -> bool:
-    """Whether the environment switches something off, by "0"; ``off`` says what is then.
+def says(variable: str, value: str, means: str) -> bool:
+    """Whether a variable of the environment has the one value that it may have, which ``means`` explains.
 
     Raises
     ------
     ValueError
-        If it says anything else.
+        If it has another.
     """
-    value = os.environ.get(variable, "")
-    if value not in ("", "0"):
-        raise ValueError(f"{variable} is {value!r}; allowed is 0 ({off}), or leave it unset")
-    return value == "0"
+    found = os.environ.get(variable, "")
+    if found not in ("", value):
+        raise ValueError(f"{variable} is {found!r}; allowed is {value} ({means}), or leave it unset")
+    return found == value
 
 
 def integer(label: str, value: object, low: int | None = None, high: int | None = None) -> int:

@@ -94,7 +94,7 @@ class Loop:
             )
         if is_pair(self.data.train) and self.batch_size > (n := len(self.data.train[1])):
             raise ValueError(f"batch_size = {self.batch_size} is larger than the training set of {n}; use at most {n}")
-        self.graphs = not checks.switched_off(GRAPHS, "every step launched by itself")
+        self.graphs = not checks.says(GRAPHS, "0", "every step launched by itself")
         self.kind: list[object] | None = None
         self.order = torch.Generator().manual_seed(self.seed)
 

@@ -134,6 +134,8 @@ def commit(folder: Path, everything: bool = True, whole: bool = False) -> str:
 
     where = ("--untracked-files=no", "--", ":/") if everything else ("--", ".")
     try:
+        if not git("ls-files", "--", "."):  # unpacked or installed somewhere in another project
+            return "unknown"
         changed = git("status", "--porcelain", *where)
         return git("describe", "--always", "--exclude=*", *(["--abbrev=40"] if whole else [])) + (
             "-dirty" if changed else ""

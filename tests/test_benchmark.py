@@ -97,6 +97,15 @@ def test_only_some_take_the_place_of_their_rows(tmp_path, capsys, quick):
     after = rows()
     assert list(after) == list(before) and len(after) == 7
     assert {key for key in after if after[key] != before[key]} == {("step", "one_hot"), ("D", "one_hot")}
+    text = path.read_text()
+    for change, words in (
+        (lambda text: "\ufeff" + text.replace("hadamard", "gone"), "rows of 'gone', which is no projection"),
+        (lambda text: text.replace("part,", "piece,"), "cannot be read: .*'part'"),
+        (lambda text: text + "<<<<<<< ours\n", "cannot be read: line"),
+    ):
+        path.write_text(change(text), encoding="utf-8")
+        with pytest.raises(ValueError, match=words):
+            run_benchmark("cpu", tmp_path, only=["one_hot"], **small)
     with pytest.raises(ValueError, match="unknown projection 'onehot'; choose from: .*one_hot"):
         run_benchmark("cpu", tmp_path, only=["onehot"])
 

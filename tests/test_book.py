@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,7 +26,7 @@ from subspace_lib.press import execution, pages
 from subspace_lib.press.chapters import BookError, chapter_names, modules_of, read_notebook, record_of
 from subspace_lib.press.execution import running_folder
 from subspace_lib.press.status import status_tables, write_executions
-from subspace_lib.press.takeaway import works_of
+from subspace_lib.press.takeaway import works_of, write_notebooks
 from subspace_lib.study.records import results
 
 REPORT = 'import os\nprint(PROFILE, os.environ["SUBSPACE_DEVICE"], os.environ.get("SUBSPACE_OFFLINE"))'
@@ -224,6 +225,9 @@ def test_a_variable_that_is_refused_leaves_nothing_behind(tmp_path: Path, monkey
     monkeypatch.setenv("SUBSPACE_KERNELS", "1")
     with pytest.raises(ValueError, match="SUBSPACE_KERNELS is '1'"):
         book.execute_chapters(tmp_path / "out", "smoke", "cpu", root=root)
+    monkeypatch.setenv("RERUN", "yes")
+    with pytest.raises(ValueError, match="RERUN is 'yes'; allowed is 1"):
+        book.execute_chapters(tmp_path / "out", "smoke", "cpu", root=root)
     assert [*(tmp_path / "temporary").iterdir(), *(tmp_path / "out").glob("running-*")] == []
 
 
@@ -274,6 +278,7 @@ def test_the_digest_follows_imports(tmp_path: Path) -> None:
     assert changes("book/index.md") == (False, False)
     assert changes("book/chapter.ipynb") == (True, False)
     assert changes("data/results/f1.csv") == (True, True)
+    assert changes("data/results/.f1.csv.0a1b.csv") == (False, False), "a sweep has it for a moment"
     write_chapter(tmp_path, "other", "from subspace_lib import v")
     assert changes("subspace_lib/two.py") == (False, False)
     assert changes("subspace_lib/__init__.py") == (True, True)
@@ -358,6 +363,60 @@ def test_a_broken_chapter_is_named(tmp_path: Path) -> None:
         (root / "book/first.ipynb").write_text(text, encoding="latin-1")
         with pytest.raises(ValueError, match=r"book.first\.ipynb is not a notebook"):
             book.execute_chapters(tmp_path / "out", root=root)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda notebook: notebook.pop("metadata"),
+        lambda notebook: notebook["cells"].clear(),
+        lambda notebook: notebook.update(metadata=[]),
+        lambda notebook: notebook["cells"][0]["metadata"].update(mystnb=None),
+        lambda notebook: notebook["cells"][0]["metadata"].update(mystnb={"figure": "fig"}),
+        lambda notebook: notebook["cells"][0]["metadata"].update(mystnb={"figure": {"caption": 5}}),
+        lambda notebook: notebook["cells"][0]["metadata"].update(mystnb={"image": {"alt": None}}),
+    ],
+)
+def test_a_notebook_that_lacks_what_we_read_is_named(change: Callable[[Any], Any], tmp_path: Path) -> None:
+    root = make_root(tmp_path, one="1")
+    path = root / "book/one.ipynb"
+    notebook = json.loads(path.read_text())
+    change(notebook)
+    path.write_text(json.dumps(notebook))
+    with pytest.raises(ValueError, match=r"^\S*one\.ipynb is not a notebook: "):
+        write_notebooks(root, tmp_path / "out")
+
+
+def test_a_notebook_of_before_cells_had_names(tmp_path: Path) -> None:
+    root = make_root(tmp_path, one="1")
+    path = root / "book/one.ipynb"
+    notebook = json.loads(path.read_text())
+    for cell in notebook["cells"]:
+        del cell["id"]
+    notebook["cells"][1]["metadata"]["mystnb"] = {"figure": {"caption": "A curve."}}
+    path.write_text(json.dumps(notebook | {"nbformat_minor": 4}))
+    write_notebooks(root, tmp_path / "out")
+    cells = read_notebook(tmp_path / "out/one.ipynb")["cells"]
+    assert cells[2] == {"cell_type": "markdown", "metadata": {}, "source": "**Figure.** A curve."}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links are POSIX's")
+def test_what_an_editor_leaves_beside_an_open_chapter_stops_no_build(tmp_path: Path) -> None:
+    root = make_root(tmp_path / "root", one="1")
+    (root / "book/.#one.ipynb").symlink_to("reader@machine.42")
+    pages.assemble(root, tmp_path / "executed", tmp_path / "book")
+    assert (tmp_path / "book/one.ipynb").is_file()
+
+
+def test_a_damaged_executed_chapter_is_named_where_it_lies(tmp_path: Path) -> None:
+    root = make_root(tmp_path / "root", one="1")
+    (root / "book/_static").mkdir()
+    (root / "book/_static/mark.svg").write_text("<svg/>")
+    (root / "_config.yml").write_text("title: Small\n")
+    (tmp_path / "executed").mkdir()
+    (tmp_path / "executed/one.ipynb").write_text("{")
+    with pytest.raises(ValueError, match=re.escape(f"{tmp_path / 'executed' / 'one.ipynb'} is not a notebook")):
+        pages.assemble(root, tmp_path / "executed", tmp_path / "book")
 
 
 def test_a_dead_builds_folder_is_cleared_and_a_live_ones_is_not(tmp_path: Path) -> None:
@@ -535,6 +594,16 @@ def test_contents_and_configuration_that_are_no_yaml_are_named(text: str, tmp_pa
             read(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("html:\ntitle: T", "None as 'html'"), ("html: {}", "nothing as 'title'"), ("title: [1]", "[1] as 'title'")],
+)
+def test_a_configuration_that_lacks_what_we_read_is_named(text: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "_config.yml").write_text(text)
+    with pytest.raises(ValueError, match=rf"_config\.yml says {re.escape(said)}, where a \w+ belongs"):
+        pages.configuration(tmp_path, "title")
+
+
 def test_references_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     path = tmp_path / "references.bib"
     for text, words in (
@@ -584,7 +653,7 @@ def test_the_status_page_says_what_ran_where(root: Path) -> None:
     text = status_tables(root / "_build/executed", ["first"], gpu)
     last = text.split("## The last build on a GPU")[1].split("\n## ")[0].strip().splitlines()
     assert len(last) == 5
-    assert last[2].startswith("| [](first.ipynb) | 123 | full (stand-in images) | NVIDIA H200 |")
+    assert last[2].startswith("| [](<first.ipynb>) | 123 | full (stand-in images) | NVIDIA H200 |")
     assert "## Measured on a GPU" in text and f"| {results('compared_cuda')[0]['val_accuracy']} |" in text
     recorded = [line.split(" | ")[3] for line in text.splitlines() if re.match(r"\| f\d \|", line)]
     assert recorded and {len(mean.partition(".")[2]) for mean in recorded} == {4}, (

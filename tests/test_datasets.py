@@ -216,6 +216,9 @@ def test_root_from_argument_environment_checkout_or_working_folder(tmp_path, mon
     )
     monkeypatch.chdir(tmp_path)
     assert data_folder() == tmp_path / "data"
+    monkeypatch.setenv("SUBSPACE_DATA", "~nobody-of-this-name/data")
+    with pytest.raises(ValueError, match="'~nobody-of-this-name/data' begins with a home folder that there is not"):
+        data_folder()
 
 
 def test_environment_root_is_used(tmp_path, monkeypatch):
@@ -448,6 +451,10 @@ def test_offline_variable_forbids_the_download(tmp_path, monkeypatch, server, ca
     monkeypatch.setenv("SUBSPACE_OFFLINE", "1")
     assert load_dataset("cifar10", tmp_path).name == "cifar10-standin"
     assert server == [] and "SUBSPACE_OFFLINE=1" in capsys.readouterr().err
+    monkeypatch.setenv("SUBSPACE_OFFLINE", "true")
+    with pytest.raises(ValueError, match="SUBSPACE_OFFLINE is 'true'; allowed is 1"):
+        load_dataset("cifar10", tmp_path)
+    assert server == []
     monkeypatch.delenv("SUBSPACE_OFFLINE")
     assert load_dataset("cifar10", tmp_path).name == "cifar10"
 

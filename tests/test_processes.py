@@ -88,5 +88,15 @@ def test_children_are_ended_where_there_are_no_groups(marker: Path, monkeypatch:
 
 def test_what_git_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert processes.commit(tmp_path) == "unknown"
+    folder = tmp_path / "packages" / "library"
+    folder.mkdir(parents=True)
+    (folder / "module.py").touch()
+    (tmp_path / ".gitignore").write_text("packages\n")
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b.org"]
+    for words in (["init", "-q"], ["add", ".gitignore"], ["commit", "-qm", "another project"]):
+        subprocess.run([*git, *words], check=True)
+    assert processes.commit(tmp_path) != "unknown"
+    for everything in (True, False):
+        assert processes.commit(folder, everything) == "unknown", "installed within another project, it is not that one"
     monkeypatch.setenv("PATH", str(tmp_path))
     assert processes.commit(Path(__file__).parent) == "unknown"

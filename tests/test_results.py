@@ -20,7 +20,7 @@ from subspace_lib.intrinsic import crossing
 from subspace_lib.press import figures
 from subspace_lib.press.widgets import FrameSlider
 from subspace_lib.study.experiments import EXPERIMENTS
-from subspace_lib.study.records import at_best_rate, curves, published, results
+from subspace_lib.study.records import DATA, at_best_rate, curves, published, results
 from subspace_lib.study.scorecard import scorecard
 
 
@@ -68,7 +68,7 @@ def test_runs_are_read_at_the_rate_of_the_lowest_loss_of_seed_0_if_it_lies_insid
 
 def test_a_column_has_one_type_whatever_its_cells_look_like(tmp_path):
     (tmp_path / "f3.csv").write_text(
-        "commit,torch,lr,seed,val_loss,diverged,options\n8201384,2.13,1,3,,False,\n1e5,nan,0.5,4,inf,True,{}\n"
+        "commit,torch,lr,seed,val_loss,diverged,options\n8201384,2.13,1,3,,False,\n1e5,nan,0.5,4,2,True,{}\n"
     )
     first, second = results("f3", tmp_path)
     assert first == {
@@ -82,11 +82,32 @@ def test_a_column_has_one_type_whatever_its_cells_look_like(tmp_path):
         ("d\nnan", "'nan' was found in column 'd'"),
         ("d,seed\n1,2\n3", "line 3 has more or fewer cells than the line of the columns"),
         ("d,seed\n1,2,3", "line 2 has more or fewer cells"),
+        ("val_loss\ninf", "'inf' was found in column 'val_loss'"),
+        ("lr\nnan", "'nan' was found in column 'lr'"),
+        ("val_accuracy\n97.1", "'97.1' was found in column 'val_accuracy'"),
+        ("d,seed\n1,2\n1,3\n1,2", "line 4 stands there twice"),
+        ("d,seed,d\n1,2,3", "it has two columns 'd'"),
         ("commit\n" + "a" * 200_000, "field larger than field limit"),
     ):
         (tmp_path / "f3.csv").write_text(cells + "\n")
         with pytest.raises(ValueError, match=f"f3.csv cannot be read: {message}"):
             results("f3", tmp_path)
+
+
+def test_a_table_that_lacks_a_column_or_all_is_named(tmp_path):
+    lines = (DATA / "results" / "f3.csv").read_text().splitlines()
+    (tmp_path / "f3.jsonl").touch()
+    (tmp_path / "f3.csv").write_text("".join(line.partition(",")[2] + "\n" for line in lines))
+    with pytest.raises(ValueError, match=r"f3\.csv cannot be read: it has no column 'experiment'"):
+        results("f3", tmp_path)
+    (tmp_path / "f3.csv").write_text("")
+    with pytest.raises(ValueError, match=r"f3\.csv cannot be read: it is empty"):
+        results("f3", tmp_path)
+    (tmp_path / "published.csv").write_text("source,value\n")
+    with pytest.raises(ValueError, match=r"published\.csv cannot be read: it has no column 'experiment'"):
+        published(tmp_path)
+    (tmp_path / "published.csv").write_text((DATA / "published" / "published.csv").read_text().splitlines()[0])
+    assert published(tmp_path, source="minut2023") == []
 
 
 def test_every_recorded_row_names_a_commit_as_text():

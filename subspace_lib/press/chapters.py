@@ -61,6 +61,28 @@ def chapter_names(book: Path) -> list[str]:
     return [name for name in names if (book / f"{name}.ipynb").is_file()]
 
 
+KINDS: dict[str, Any] = {"title": str, "author": str, "copyright": str, "html": dict, "sphinx": dict, "parse": dict}
+KINDS |= {"bibtex_bibfiles": list, "exclude_patterns": list}
+"""What we read of ``_config.yml``, and of which type."""
+
+
+def configuration(root: Path, *needed: str) -> dict[str, Any]:
+    """What ``_config.yml`` of a checkout says.
+
+    Raises
+    ------
+    ValueError
+        If it is no YAML, something ``needed`` is missing, or what we read is of another type; the message names it.
+    """
+    path = root / "_config.yml"
+    about = read_yaml(path)
+    for name, kind in KINDS.items():
+        if (name in needed or name in about) and not isinstance(about.get(name), kind):
+            said = repr(about[name]) if name in about else "nothing"
+            raise ValueError(f"{path} says {said} as {name!r}, where a {kind.__name__} belongs")
+    return about
+
+
 def check_apart(folder: Path, book: Path) -> None:
     """Refuse to write notebooks where the chapters themselves are.
 
@@ -103,11 +125,19 @@ def read_notebook(path: Path) -> dict[str, Any]:
     """
     try:
         notebook: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        notebook["metadata"].keys(), notebook["cells"][0]
         for cell in notebook["cells"]:
             cell["cell_type"], "".join(cell["source"]), [*cell["metadata"].get("tags", [])]
+            "".join([caption_of(cell), cell["metadata"].get("mystnb", {}).get("image", {}).get("alt", "")])
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} is not a notebook: {type(error).__name__}: {error}") from None
     return notebook
+
+
+def caption_of(cell: Mapping[str, Any]) -> str:
+    """The caption of the figure that a cell draws; empty if it has none."""
+    caption: str = cell["metadata"].get("mystnb", {}).get("figure", {}).get("caption", "")
+    return caption
 
 
 def is_injected(cell: Mapping[str, Any]) -> bool:
@@ -152,7 +182,7 @@ def digest_of(root: Path, name: str, circumstances: Iterable[str]) -> str:
     chapter = root / "book" / f"{name}.ipynb"
     files = [chapter, *modules_of(root, chapter)]
     for folder in ("results", "published"):
-        files += [path for path in sorted((root / "data" / folder).rglob("*")) if path.is_file()]
+        files += [path for path in sorted((root / "data" / folder).rglob("[!.]*")) if path.is_file()]
     digest = hashlib.sha256("\n".join(circumstances).encode())
     for path in files:
         digest.update(f"\n{path.relative_to(root).as_posix()}\n".encode() + path.read_bytes())

@@ -12,9 +12,10 @@ from zipfile import ZipFile
 
 from subspace_lib.files import replaced_atomically
 from subspace_lib.press.cards import draw_cover
+from subspace_lib.press.chapters import KINDS, configuration
 from subspace_lib.press.execution import running_folder
 from subspace_lib.press.markup import finish
-from subspace_lib.press.pages import assemble, check_built, configuration, run_builder
+from subspace_lib.press.pages import assemble, check_built, run_builder
 from subspace_lib.processes import tied
 
 ONLY_WEB = {"sphinx_togglebutton", "sphinx_copybutton", "jupyter_book", "sphinx_comments", "sphinx_book_theme"}
@@ -53,7 +54,7 @@ def write_epub(root: Path) -> Path:
     epub = root / "_build" / f"{NAME}.epub"
     check_built(root)
     started = time.monotonic()
-    about = configuration(root)
+    about = configuration(root, *KINDS)
     with running_folder(root / "_build") as folder:
         book, built = folder / "book", folder / "epub"
         complete = assemble(root, root / "_build" / "executed", book)
@@ -65,19 +66,19 @@ def write_epub(root: Path) -> Path:
         run_builder(command, complete, folder / "log")
         [archive] = built.glob("*.epub")
         with replaced_atomically(epub) as temporary:
-            quieten(archive, temporary, about["html"]["baseurl"])
+            quieten(archive, temporary, about["html"].get("baseurl", ""))
     print(f"epub ... {time.monotonic() - started:.0f} s\n\nThe book is in {epub}", flush=True)
     return epub
 
 
 def settings_of(about: dict[str, Any]) -> dict[str, Any]:
     """The settings of Sphinx for an EPUB, from those of Jupyter Book for the pages."""
-    sphinx = about["sphinx"]["config"]
+    sphinx = about["sphinx"].get("config") or {}
     kept = {name: value for name, value in sphinx.items() if re.match("autodoc_|napoleon_|nitpick|bibtex_|nb_", name)}
     return {
         **kept,
         **about["parse"],
-        "extensions": [name for name in sphinx["extensions"] if name not in ONLY_WEB],
+        "extensions": [name for name in sphinx.get("extensions", []) if name not in ONLY_WEB],
         "project": about["title"],
         "author": about["author"],
         "copyright": about["copyright"],

@@ -8,13 +8,12 @@ import re
 import shutil
 import time
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock
 
 from subspace_lib.files import read_text, replaced_atomically
 from subspace_lib.press.cards import add_card
-from subspace_lib.press.chapters import BookError, book_of, chapter_names, read_notebook, read_yaml
+from subspace_lib.press.chapters import BookError, book_of, chapter_names, configuration, read_notebook
 from subspace_lib.press.execution import running_folder
 from subspace_lib.press.markup import finish, sitemap
 from subspace_lib.press.scripts import hoist_scripts, write_scripts
@@ -207,7 +206,7 @@ def _browser() -> str:
 
 def assemble(root: Path, executed: Path, folder: Path) -> bool:
     """Put the book together in a new folder: its pages, and its chapters as executed; whether all of them were."""
-    shutil.copytree(root / "book", folder)
+    shutil.copytree(root / "book", folder, ignore_dangling_symlinks=True)  # as an editor leaves beside an open file
     write_scripts(root / "book", folder / "_static")
     write_notebooks(root, folder / CLEAN)
     names = chapter_names(folder)
@@ -215,10 +214,11 @@ def assemble(root: Path, executed: Path, folder: Path) -> bool:
     for name in there:
         shutil.copy2(executed / f"{name}.ipynb", folder / f"{name}.ipynb")
     if (mark := folder / "_static" / "mark.svg").exists():
+        title = configuration(root, "title")["title"]
         for name in names:
             chapter = folder / f"{name}.ipynb"
-            notebook = read_notebook(chapter)
-            add_card(notebook, configuration(root)["title"], folder / "_static" / "cards" / f"{name}.png", mark)
+            notebook = read_notebook((executed if name in there else folder) / f"{name}.ipynb")
+            add_card(notebook, title, folder / "_static" / "cards" / f"{name}.png", mark)
             chapter.write_text(json.dumps(notebook), encoding="utf-8")
     if (status := folder / "status.md").exists():
         tables = status_tables(executed, names, root / "data" / "executions_cuda.json")
@@ -254,8 +254,3 @@ def run_builder(command: list[str], strict: bool, log: Path) -> None:
         lines = re.sub(r"\x1b\[[\d;]*m", "", log.read_text(encoding="utf-8", errors="replace")).strip().splitlines()
         problems = [line for line in lines if "WARNING" in line or "ERROR" in line] or lines
         raise BookError("\n  ".join(["the pages did not build", *problems[-10:]]))
-
-
-def configuration(root: Path) -> dict[str, Any]:
-    """What ``_config.yml`` says."""
-    return read_yaml(root / "_config.yml")

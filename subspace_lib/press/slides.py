@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from subspace_lib.files import read_text, write_text
-from subspace_lib.press.chapters import read_notebook
+from subspace_lib.press.chapters import caption_of, read_notebook
 from subspace_lib.press.markup import mathml_of
 from subspace_lib.press.takeaway import Works, plain, works_of
 
@@ -122,7 +122,7 @@ def _figures(cells: list[dict[str, Any]], works: Works) -> Iterator[str]:
             if kind := next((kind for kind in IMAGES if kind in data), None):
                 raw = "".join(data[kind])
                 coded = raw.strip() if kind == "image/png" else base64.b64encode(raw.encode()).decode()
-                alt, caption = escape(about.get("image", {}).get("alt", "")), _html(about["figure"]["caption"], works)
+                alt, caption = escape(about.get("image", {}).get("alt", "")), _html(caption_of(cell), works)
                 image = f'<img src="data:{kind};base64,{coded}" alt="{alt}">'
                 yield f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
 

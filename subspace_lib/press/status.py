@@ -76,7 +76,7 @@ def status_tables(executed: Path, names: Iterable[str], gpu: Path) -> str:
     names = list(names)
     last = {name: record for name, record in recorded_executions(gpu).items() if name in names}
     files = "".join(
-        f"| []({name}.ipynb) | {{download}}`to run <{CLEAN}/{name}.ipynb>` | {{download}}`results <{name}.ipynb>` |\n"
+        f"| [](<{name}.ipynb>) | {{download}}`to run <{CLEAN}/{name}.ipynb>` | {{download}}`results <{name}.ipynb>` |\n"
         for name in names
     )
     return (
@@ -147,8 +147,8 @@ def _table(executions: Mapping[str, Mapping[str, Any] | None]) -> str:
 
 def _line(name: str, record: Mapping[str, Any] | None) -> str:
     if record is None:
-        return f"| []({name}.ipynb) | | not executed | | | |\n"
+        return f"| [](<{name}.ipynb>) | | not executed | | | |\n"
     profile = record["profile"] + (" (stand-in images)" if record["standins"] else "")
     date = f'<span class="kept">{record["date"].split("T")[0]}</span>'
-    cells = (f"[]({name}.ipynb)", f"{record['seconds']:.0f}", profile, record["device"], date)
+    cells = (f"[](<{name}.ipynb>)", f"{record['seconds']:.0f}", profile, record["device"], date)
     return f"| {' | '.join(cells)} | {record['commit']} |\n"

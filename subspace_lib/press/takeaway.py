@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from subspace_lib.files import read_text, write_text
-from subspace_lib.press.chapters import book_of, chapter_names, check_apart, read_notebook, read_yaml
+from subspace_lib.press.chapters import (
+    book_of,
+    caption_of,
+    chapter_names,
+    check_apart,
+    configuration,
+    read_notebook,
+)
 from subspace_lib.processes import commit
 
 Works = Mapping[str, tuple[str, str, str]]
@@ -30,15 +37,15 @@ def write_notebooks(root: Path, folder: Path, solutions: bool = True) -> None:
     """
     book = book_of(root)
     check_apart(folder, book)
-    address = read_yaml(root / "_config.yml").get("html", {}).get("baseurl", "")
+    address = configuration(root).get("html", {}).get("baseurl", "")
     references = book / "references.bib"
     works = works_of(references) if references.is_file() else {}
     revision = found if re.fullmatch("[0-9a-f]{40}", found := commit(root, whole=True)) else None
     folder.mkdir(parents=True, exist_ok=True)
     for name in chapter_names(book):
         path = book / f"{name}.ipynb"
+        chapter = read_notebook(path)
         try:
-            chapter = read_notebook(path)
             notebook = plain_notebook(chapter if solutions else without_solutions(chapter), works, address, revision)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
@@ -94,9 +101,10 @@ def plain_notebook(
             source = re.sub(r'"v[\d.]+"', f'"{revision}"', source)
         folded = {"cellView": "form"} if HIDDEN & tags else {}
         cells.append({**cell, "source": source, "metadata": cell["metadata"] | folded})
-        if caption := cell["metadata"].get("mystnb", {}).get("figure", {}).get("caption"):
+        if caption := caption_of(cell):
             text = f"**Figure.** {plain(caption, works, address)}"
-            cells.append({"cell_type": "markdown", "id": f"{cell['id']}-caption"[:64], "metadata": {}, "source": text})
+            name = {"id": f"{cell['id']}-caption"[:64]} if "id" in cell else {}  # notebooks had none before 2020
+            cells.append({"cell_type": "markdown", **name, "metadata": {}, "source": text})
     return {**notebook, "cells": cells}
 
 

@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from subspace_lib.checks import switched_off
+from subspace_lib.checks import says
 from subspace_lib.files import replaced_atomically
 
 SOURCE = Path(__file__).with_name("kernels.c")
@@ -103,7 +103,7 @@ def in_triton(*tensors: Tensor) -> ModuleType | None:
         return None
     if any(one.numel() >= 2**30 for one in tensors):
         return None
-    found, _last = (None, OFF) if switched_off(KERNELS, "PyTorch alone") else loaded_on(tensors[0].device)
+    found, _last = (None, OFF) if says(KERNELS, "0", "PyTorch alone") else loaded_on(tensors[0].device)
     return found
 
 
@@ -122,7 +122,7 @@ def threads_for(D: int) -> int:
 
 def loaded() -> tuple[Kernels | None, str]:
     """The compiled kernels, and what computes the steps, in words; one line a process where they are missed."""
-    return (None, OFF) if switched_off(KERNELS, "PyTorch alone") else compiled()
+    return (None, OFF) if says(KERNELS, "0", "PyTorch alone") else compiled()
 
 
 @functools.cache

@@ -24,6 +24,7 @@ from subspace_lib.files import replaced_atomically
 from subspace_lib.projections import PROJECTIONS, Projection, make_projection
 from subspace_lib.projections.base import LIMIT_BYTES
 from subspace_lib.projections.kernels import KERNELS, path_of
+from subspace_lib.study.records import read_table
 from subspace_lib.subspace import SubspaceOptimizer, count_parameters
 from subspace_lib.tasks.models import MLP
 from subspace_lib.tasks.profiles import check_device
@@ -348,7 +349,7 @@ def run_benchmark(device: str, folder: Path, only: Sequence[str] = (), **sizes: 
     Raises
     ------
     ValueError
-        If a family is unknown, or there is no such device.
+        If a family is unknown, there is no such device, or the table that is there cannot be read.
     OSError
         If the table cannot be written; a folder that cannot be made is refused before anything is measured.
     """
@@ -366,8 +367,9 @@ def run_benchmark(device: str, folder: Path, only: Sequence[str] = (), **sizes: 
     path = folder / f"benchmark_{kind}.csv"
     old: list[Row] = []
     if only and path.exists():
-        with path.open(newline="", encoding="utf-8") as file:
-            old = [row for row in csv.DictReader(file) if row["projection"] not in only]
+        old = [row for row in read_table(path, ("part", "projection")) if row["projection"] not in only]
+        if gone := [row["projection"] for row in old if row["projection"] not in PROJECTIONS]:
+            raise ValueError(f"{path} has rows of {gone[0]!r}, which is no projection; measure all, or move it away")
     passes: list[list[Row]] = []
     for number in range(1, PASSES[kind] + 1):
         print(f"pass {number} of {PASSES[kind]}", flush=True)

@@ -32,10 +32,18 @@ def _value(text: str) -> float | str:
     return text if RANGE.fullmatch(text) else float(text)
 
 
+def _share(text: str) -> float:
+    """A number between 0 and 1."""
+    share = float(text)
+    if not 0 <= share <= 1:
+        raise ValueError
+    return share
+
+
 _TRUTH: Callable[[str], bool] = {"True": True, "False": False}.__getitem__
 COLUMNS: dict[str, Callable[[str], Any]] = {
     "experiment": str, "dataset": str, "model": str, "D": _size, "projection": str, "layout": str, "d": _size,
-    "seed": int, "lr": float, "epochs": int, "val_accuracy": float, "val_loss": float, "test_accuracy": float,
+    "seed": int, "lr": float, "epochs": int, "val_accuracy": _share, "val_loss": float, "test_accuracy": _share,
     "step_ms": float, "peak_bytes": int, "device": str, "torch": str, "commit": str, "date": str,
     "options": str, "model_options": str, "best_epoch": int, "epochs_run": int, "steps": int, "seconds": float,
     "diverged": _TRUTH,
@@ -51,6 +59,8 @@ OTHER_COLUMNS: dict[str, Callable[[str], Any]] = {
     "images": int, "seconds_together": float, "seconds_alone": float, "times_the_runs_an_hour": float,
 }  # fmt: skip
 """Columns that only the published figures, the benchmark and what a GPU measured have."""
+PUBLISHED = ("source", "experiment", "dataset", "model", "D", "projection", "d", "quantity", "value", "unit", "note")
+"""Columns of the figures from the literature."""
 for _name in ("step", "graph", "triton", "triton_graph", "products"):  # what the benchmark times in turns
     OTHER_COLUMNS |= dict.fromkeys((f"{_name}_{column}" for column in ("direct_ms", "ms", "over_direct")), float)
     OTHER_COLUMNS |= {f"{_name}_low": float, f"{_name}_high": float, f"{_name}_refused": str}
@@ -272,7 +282,8 @@ def results(experiment: str, folder: Path = DATA / "results") -> list[dict[str, 
     Numbers come as numbers, None where there is none; ``data/README.md`` names the columns.
     """
     path = folder / f"{experiment}.csv"
-    return read_table(path) if path.exists() else []
+    whole = path.with_suffix(".jsonl").exists()  # as write_table leaves them
+    return read_table(path, COLUMNS if whole else ()) if path.exists() else []
 
 
 def accuracy_over_d(experiment: str, folder: Path = DATA / "results") -> tuple[dict[int, list[float]], list[float]]:
@@ -330,10 +341,9 @@ def published(folder: Path = DATA / "published", **where: str | float) -> list[d
     --------
     >>> points = published(source="minut2023", experiment="fig3")
     """
-    rows = read_table(folder / "published.csv")
-    unknown = sorted(set(where) - set(rows[0]))
-    if unknown:
-        raise ValueError(f"unknown column {unknown[0]!r}; the table has: {', '.join(rows[0])}")
+    rows = read_table(folder / "published.csv", PUBLISHED)
+    if unknown := sorted(set(where) - set(PUBLISHED)):
+        raise ValueError(f"unknown column {unknown[0]!r}; the table has: {', '.join(PUBLISHED)}")
     wanted = {c: _typed(c, value) if isinstance(value, str) else value for c, value in where.items()}
     return [row for row in rows if all(row[column] == value for column, value in wanted.items())]
 
@@ -360,25 +370,33 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(_canonical(value).encode()).hexdigest()
 
 
-def read_table(path: Path) -> list[dict[str, Any]]:
+def read_table(path: Path, needed: Iterable[str] = ()) -> list[dict[str, Any]]:
     """The rows of a table, a dict a row, each column of the type that is declared for it.
 
     Raises
     ------
     ValueError
-        If a column is unknown, a cell does not hold what its column holds, or a line is too short or too long.
+        If a column is unknown, stands there twice or is ``needed`` and missing, a cell does not hold what its column
+        holds, or a line is too short or too long, or stands there twice.
     """
     with path.open(newline="", encoding="utf-8-sig") as file:  # as spreadsheets save it, too
         reader = csv.DictReader(file)
-        rows = []
+        rows: dict[tuple[str, ...], dict[str, Any]] = {}
         try:
+            columns = list(reader.fieldnames or [])
+            if not columns or (missing := [column for column in needed if column not in columns]):
+                raise ValueError(f"it has no column {missing[0]!r}" if columns else "it is empty")
+            if twice := [column for column in columns if columns.count(column) > 1]:
+                raise ValueError(f"it has two columns {twice[0]!r}")
             for row in reader:
                 if None in row or None in row.values():
                     raise ValueError(f"line {reader.line_num} has more or fewer cells than the line of the columns")
-                rows.append({column: _typed(column, text) for column, text in row.items()})
+                if (cells := tuple(row.values())) in rows:
+                    raise ValueError(f"line {reader.line_num} stands there twice")
+                rows[cells] = {column: _typed(column, text) for column, text in row.items()}
         except (ValueError, csv.Error) as error:
             raise ValueError(f"{path} cannot be read: {error}") from None
-    return rows
+    return list(rows.values())
 
 
 def _typed(column: str, text: str) -> Any:
@@ -388,6 +406,9 @@ def _typed(column: str, text: str) -> Any:
     if not text:
         return "" if read is str else None
     try:
-        return read(text)
+        value = read(text)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError
     except (ValueError, KeyError):
         raise ValueError(f"{text!r} was found in column {column!r}") from None
+    return value

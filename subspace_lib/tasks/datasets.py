@@ -100,10 +100,21 @@ def load_dataset(
 
 
 def data_folder(root: str | os.PathLike[str] | None = None) -> Path:
-    """Return the folder of the packed files: `root`, else $SUBSPACE_DATA, else `data` as in load_dataset."""
+    """Return the folder of the packed files: `root`, else $SUBSPACE_DATA, else `data` as in load_dataset.
+
+    Raises
+    ------
+    ValueError
+        If it begins with ~ and there is no such home.
+    """
     chosen = root or os.environ.get("SUBSPACE_DATA")
     if chosen:
-        return Path(chosen).expanduser().absolute()
+        try:
+            return Path(chosen).expanduser().absolute()
+        except RuntimeError:
+            raise ValueError(
+                f"{str(chosen)!r} begins with a home folder that there is not; give a path without ~"
+            ) from None
     checkout = Path(__file__).resolve().parents[2]
     return checkout / "data" if (checkout / "pyproject.toml").is_file() else Path("data").absolute()
 

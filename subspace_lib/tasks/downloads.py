@@ -5,7 +5,6 @@ import functools
 import http.client
 import importlib
 import io
-import os
 import socket
 import sys
 import tempfile
@@ -20,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from subspace_lib.checks import says
 from subspace_lib.tasks.standins import Arrays
 
 PATIENCE = 10.0  # seconds to wait for a server
@@ -27,7 +27,7 @@ PATIENCE = 10.0  # seconds to wait for a server
 
 def fetch(name: str) -> tuple[Arrays | None, str]:
     """Return the downloaded arrays of a data set, or None and the reason why there are none."""
-    if os.environ.get("SUBSPACE_OFFLINE") == "1":
+    if says("SUBSPACE_OFFLINE", "1", "no downloads"):
         return None, "SUBSPACE_OFFLINE=1 forbids downloads"
     return _download_once(name)
 
