@@ -173,6 +173,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code: 0, 1 (a chapter or a run failed), 2 (bad input) or 130 (stopped)."""
     try:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
+        for name in ("stdout", "stderr"):
+            if getattr(sys, name) is None:  # closed by whoever started us
+                setattr(sys, name, io.StringIO())
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: a path may hold what a console lacks
         run(read_arguments(arguments))

@@ -209,6 +209,17 @@ def test_a_path_that_the_console_cannot_write_ends_no_command(monkeypatch: pytes
     assert console.buffer.getvalue() == b"the book is in /home/zo\\xeb\n"  # type: ignore[attr-defined]
 
 
+def test_closed_outputs_end_no_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(_: object) -> None:
+        sys.stdout.write("done")
+        sys.stderr.write("warned")
+
+    monkeypatch.setattr(__main__, "run", write)
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", None)
+    assert __main__.main(["data"]) == 0
+
+
 def test_the_chapters_themselves_are_not_written_over(tmp_path: Path) -> None:
     root = make_root(tmp_path, one="1")
     before = (root / "book/one.ipynb").read_bytes()

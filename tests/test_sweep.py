@@ -12,6 +12,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
+from threading import Timer
 
 import pytest
 import torch
@@ -301,6 +302,17 @@ def test_a_dask_scheduler_that_does_not_answer_is_one_line(tmp_path, capsys, mon
     nobody = ["--dask", "tcp://127.0.0.1:9", "--out", str(tmp_path)]
     assert main(["sweep", "lr", "--profile", "smoke", *nobody]) == 2
     assert re.search(r"(?m)^error: .*127\.0\.0\.1:9.*\n\Z", capsys.readouterr().err)
+
+
+def test_a_dask_scheduler_that_dies_is_a_failure_of_the_runs_that_are_left():
+    from distributed import LocalCluster
+
+    quietly = {"dashboard_address": ":0", "silence_logs": logging.CRITICAL}
+    with LocalCluster(n_workers=0, host="127.0.0.1", **quietly) as cluster:
+        Timer(1, cluster.close).start()
+        outcomes = list(sweep._on_cluster(str, [[spec] for spec in SPECS[:2]], cluster.scheduler_address))
+    lost = dict.fromkeys((spec.key for spec in SPECS[:2]), "the Dask scheduler was lost")
+    assert {key: text for outcome in outcomes for key, text in outcome.items()} == lost
 
 
 def test_dask_that_is_not_installed_is_said_before_anything_is_written(tmp_path, capsys, monkeypatch):

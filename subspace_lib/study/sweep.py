@@ -8,6 +8,7 @@ import time
 import traceback
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence, Set
+from concurrent.futures import CancelledError
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -255,6 +256,8 @@ def _on_cluster(
                 yield future.result()
             except KilledWorker:
                 yield {spec.key: "each worker that tried it died" for spec in group_of[future]}
+            except CancelledError:
+                yield {spec.key: "the Dask scheduler was lost" for spec in group_of[future]}
 
 
 def _in_processes(
