@@ -92,7 +92,7 @@ def run_sweeps(
     from subspace_lib.tasks.profiles import default_device, get_profile
 
     device = device or default_device()
-    jobs = jobs if jobs is not None else (1 if device == "cuda" else os.cpu_count() or 1)
+    jobs = jobs if jobs is not None else (1 if device.startswith("cuda") else os.cpu_count() or 1)
     size = get_profile(profile)
     failed: list[str] = []
     names = list(EXPERIMENTS) if "all" in experiments else experiments

@@ -34,7 +34,7 @@ def replaced_atomically(path: Path) -> Iterator[Path]:
     if old and not old.st_mode & stat.S_IWUSR:
         raise PermissionError(errno.EACCES, "read-only, and therefore not replaced; give another path", str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(4)}{path.suffix[:50]}")
+    temporary = path.with_name(f".{path.name[:30]}.{secrets.token_hex(4)}{path.suffix[:20]}")
     handle = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, stat.S_IMODE(old.st_mode) if old else 0o666)
     try:
         mode = (old or os.fstat(handle)).st_mode

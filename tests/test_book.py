@@ -229,6 +229,17 @@ def test_the_chapters_themselves_are_not_written_over(tmp_path: Path) -> None:
     assert (root / "book/one.ipynb").read_bytes() == before
 
 
+def test_one_of_several_gpus_runs_one_chapter_at_a_time_and_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(book, "default_device", lambda: "cuda:1")
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda device: f"a GPU, {device}")
+    monkeypatch.setattr(book, "execute", lambda *_, **__: [])
+    book.execute_chapters(tmp_path / "out", "smoke", root=make_root(tmp_path / "root", one="1", two="2"))
+    assert capsys.readouterr().out.startswith("2 chapters, profile smoke, cuda:1, 1 at a time\n")
+    assert book.describe(tmp_path, "smoke", "cuda:1")["device"] == "a GPU, cuda:1"
+
+
 def test_a_variable_that_is_refused_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = make_root(tmp_path / "root", one="1")
     (tmp_path / "temporary").mkdir()

@@ -88,7 +88,8 @@ def test_modes_links_and_what_is_no_file(tmp_path, monkeypatch):
     assert path.read_text() == "new", "a file system without modes loses nothing"
 
 
-def test_a_long_name_fits(tmp_path):
-    with replaced_atomically(tmp_path / ("n" * 250)) as temporary:
+@pytest.mark.parametrize("name", ["n" * 250, "\U0001d4df" * 63, "n." + "\U0001d4df" * 60])
+def test_a_long_name_fits(name, tmp_path):
+    with replaced_atomically(tmp_path / name) as temporary:
         temporary.write_text("new")
-    assert [len(entry.name) for entry in tmp_path.iterdir()] == [250]
+    assert [entry.name for entry in tmp_path.iterdir()] == [name]

@@ -46,6 +46,7 @@ from subspace_lib.study.records import (
 )
 from subspace_lib.study.runs import P_SEED, make_model, run
 from subspace_lib.study.sweep import SweepError
+from subspace_lib.tasks import profiles
 from subspace_lib.tasks.profiles import get_profile
 
 SPEC = Spec(
@@ -802,6 +803,14 @@ def test_bad_requests_end_on_one_line(arguments, message, tmp_path, capsys):
     printed = capsys.readouterr().err
     assert (code, len(printed.splitlines())) == (2, 1)
     assert message in printed
+
+
+def test_one_of_several_gpus_has_one_process(tmp_path, monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(profiles, "default_device", lambda: "cuda:1")
+    monkeypatch.setattr(sweep, "sweep", lambda *_, device, jobs, **__: asked.append((device, jobs)) or {})
+    assert main(["sweep", "lr", "--profile", "smoke", "--out", str(tmp_path)]) == 0
+    assert asked == [("cuda:1", 1)]
 
 
 def test_an_experiment_with_failures_does_not_stop_the_next(tmp_path, monkeypatch, capsys):

@@ -116,7 +116,7 @@ def execute_chapters(
     check_apart(executed, root / "book")
     device = check_device(device) if device else default_device()
     cores = os.cpu_count() or 1
-    jobs = jobs if jobs is not None else 1 if device == "cuda" else min(2, cores)
+    jobs = jobs if jobs is not None else 1 if device.startswith("cuda") else min(2, cores)
     if jobs < 1:
         raise ValueError(f"jobs must be at least 1, not {jobs}")
     if not 0 < limit < math.inf:
@@ -186,7 +186,7 @@ def describe(root: Path, profile: str, device: str) -> dict[str, Any]:
             continue
     return {
         "profile": profile,
-        "device": torch.cuda.get_device_name() if device == "cuda" else device,
+        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": commit(root),
         "versions": versions,
