@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset, IterableDataset
 
 from subspace_lib import checks
 
@@ -70,7 +71,16 @@ class Data:
 
     @property
     def classes(self) -> int:
-        """Number of classes: the largest label plus one."""
+        """Number of classes: the largest label plus one.
+
+        Raises
+        ------
+        TypeError
+            If targets are numbers, or come in batches.
+        """
+        for part, (_, targets) in self.pairs().items():
+            if targets.is_floating_point():
+                raise TypeError(f"{part} targets are {targets.dtype}, and classes are counted by int64 labels")
         return 1 + max(int(pair[1].max()) for part, pair in self._parts().items() if self._tensors(part))
 
     @property
@@ -131,6 +141,9 @@ def batches_of(
     """
     if is_pair(rows):
         inputs, targets = rows
+        if not inputs.ndim or not targets.ndim or len(inputs) != len(targets):
+            shapes = f"{tuple(inputs.shape)} and targets {tuple(targets.shape)}"
+            raise ValueError(f"inputs have shape {shapes}; give every row of inputs one of targets")
         if order is None:
             yield from zip(inputs.split(size), targets.split(size), strict=True)
         else:
@@ -156,8 +169,14 @@ def first_batch(rows: Any, size: int = 1) -> Pair:
     """The first ``size`` rows of a pair, or the first batch, drawn without a trace in torch's random numbers."""
     if is_pair(rows):
         return rows[0][:size], rows[1][:size]
-    with torch.random.fork_rng(devices=[]):
-        return next(batches_of(rows, size))
+    own = [one for one in (getattr(rows, "generator", None),) if isinstance(one, torch.Generator)]
+    states = [one.get_state() for one in own]
+    try:
+        with torch.random.fork_rng(devices=[]):
+            return next(batches_of(rows, size))
+    finally:
+        for one, state in zip(own, states, strict=True):
+            one.set_state(state)
 
 
 def _check_batches(part: str, rows: object) -> None:
@@ -165,6 +184,8 @@ def _check_batches(part: str, rows: object) -> None:
         raise TypeError(
             f"{part} is a {type(rows).__name__}; pass a tuple of two tensors, (inputs, targets), or batches"
         )
+    if isinstance(rows, Dataset) and not isinstance(rows, IterableDataset):
+        raise TypeError(f"{part} is a {type(rows).__name__}, which gives single rows; put it into a DataLoader")
     if isinstance(rows, Iterator):
         raise TypeError(
             f"{part} is a {type(rows).__name__}, which is empty after one epoch; pass a list of batches or a DataLoader"

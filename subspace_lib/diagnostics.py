@@ -70,6 +70,8 @@ def diagnose(P: Projection, seed: int = 0) -> Diagnosis:
     >>> found["rank"], found["reach"]
     (100, 1.0)
     """
+    if not isinstance(P, Projection):
+        raise TypeError(f"P must be a Projection, got {type(P).__name__}")
     generator = torch.Generator().manual_seed(checked_seed("seed", seed))
 
     def normal(size: int) -> Tensor:

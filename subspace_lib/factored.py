@@ -229,7 +229,7 @@ def _spans(P: Projection) -> list[list[tuple[int, int]]]:
     blocks = _blocks(P)
     spans: list[list[tuple[int, int]]] = [[] for _ in blocks]
     end = 0
-    for i, length in pieces or [(i, block.D) for i, (block, _) in enumerate(blocks)]:
+    for i, length in pieces or [[i, block.D] for i, (block, _) in enumerate(blocks)]:
         joined = bool(spans[i]) and spans[i][-1][1] == end
         start = spans[i].pop()[0] if joined else end
         end += length

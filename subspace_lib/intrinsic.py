@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from subspace_lib.checks import integer, mapping, positive
+from subspace_lib.checks import function, integer, mapping, positive
 from subspace_lib.checks import seed as checked_seed
 
 SEEDS_OF_AN_INTERVAL = 5
@@ -167,6 +167,7 @@ def search_intrinsic_dimension(
     TypeError, ValueError
         If a number is out of range, or a performance is missing or not finite.
     """
+    function("performance", performance)
     largest, seeds = integer("largest", largest, 1), integer("seeds", seeds, 1)
     start, tolerance = integer("start", start, 1, largest), positive("tolerance", tolerance)
     own = _baseline(baseline)

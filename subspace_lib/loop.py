@@ -167,16 +167,20 @@ class Loop:
         device = device_of(runs.net)
         runs.train()
         step.begin()
+        train = self.data.train
+        none_ignored = runs.ignored is None or (is_pair(train) and not (train[1] == runs.ignored).any())
         total, rows, steps = torch.zeros(runs.count, device=device), 0, 0
-        for inputs, targets in batches_of(self.data.train, self.batch_size, device, self.order):
+        for inputs, targets in batches_of(train, self.batch_size, device, self.order):
             if self.schedule is not None:
                 runs.set_rate(self._share(self.schedule, epoch, steps))
             with explained(runs, f"batch {steps + 1} of epoch {epoch + 1}"):
                 self.kind = check_alike(inputs, targets, self.kind)
-                total += step(inputs, targets) * len(targets)
-            rows += len(targets)
+                losses, counted = step(inputs, targets), len(targets) if none_ignored else runs.counted(targets)
+                if counted:  # else the loss is a mean over nothing
+                    total += losses * counted
+            rows += counted
             steps += 1
-        return [one / rows for one in total.tolist()], steps
+        return [one / max(rows, 1) for one in total.tolist()], steps
 
     def _share(self, schedule: Schedule, epoch: int, steps: int) -> float:
         """What the schedule makes of the learning rate at a step."""

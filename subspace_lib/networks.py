@@ -25,6 +25,8 @@ def count_parameters(net: nn.Module) -> int:
     ------
     ValueError
         If a layer will only know its shape after the first batch.
+    TypeError
+        If ``net`` is no network.
 
     Examples
     --------
@@ -346,6 +348,8 @@ def _refresh(modules: Iterable[nn.Module]) -> None:
 
 
 def _refuse_lazy(net: nn.Module) -> None:
+    if not isinstance(net, nn.Module):
+        raise TypeError(f"expected a network, got {type(net).__name__}")
     for name, tensor in (*net.named_parameters(), *net.named_buffers()):
         if isinstance(tensor, UninitializedParameter | UninitializedBuffer):
             raise ValueError(f"{name!r} has no shape yet, its layer is lazy; run one batch through the network first")

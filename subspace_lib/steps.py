@@ -42,7 +42,18 @@ IGNORED = -100
 
 
 def accuracy(outputs: Tensor, targets: Tensor, ignored: int = IGNORED) -> Tensor:
-    """Share of the rows whose largest output is at the target: a class, if it is not ignored, or the most probable."""
+    """Share of the rows whose largest output is at the target: a class, if it is not ignored, or the most probable.
+
+    Raises
+    ------
+    ValueError
+        If there is no second output, beside which one could be the largest.
+    """
+    if outputs.ndim < 2 or outputs.shape[1] < 2:
+        raise ValueError(
+            f"accuracy needs an output for each class, two at least, got outputs of shape {tuple(outputs.shape)}; "
+            "pass metric=, say lambda outputs, targets: ((outputs > 0) == (targets > 0)).double().mean()"
+        )
     classes = targets.argmax(1) if targets.is_floating_point() else targets
     counted = classes != ignored
     return ((outputs.argmax(1) == classes) & counted).double().sum() / counted.sum()
@@ -71,6 +82,9 @@ class Runs(ABC):
         checks.function("loss", loss)
         if metric is not None:
             checks.function("metric", metric)
+        for measure in (loss, metric):
+            if getattr(measure, "reduction", None) == "sum":
+                raise ValueError(f"{type(measure).__name__} gives a sum, allowed the mean over a batch; use 'mean'")
         self.net = net
         self.loss = loss
         self.ignored: int | None = getattr(loss, "ignore_index", IGNORED) if is_cross_entropy(loss) else None

@@ -91,6 +91,7 @@ class SubspaceModel(nn.Module):
         self.z = nn.Parameter(theta0.new_zeros(P.d))
         self.theta0_seed: int | None = None
         self._made: dict[str, tuple[Any, ...]] = {}
+        self._drawn: tuple[torch.dtype, int, list[float]] | None = None
         self.factoring: Factoring | None = None
         self.register_buffer("theta0", theta0)
         self._plain = (emptied(net),)  # in a tuple, so that it is no part of this module
@@ -122,9 +123,19 @@ class SubspaceModel(nn.Module):
     def _drawn_from(self, seed: int) -> Self:
         """Remember the seed, and what the factory made beside theta0, which need not be saved."""
         self.theta0_seed = seed
+        self._drawn = self.theta0.dtype, checkpoint.checksum({"": self.theta0}), fingerprint(self.theta0)
         self._made = {name: _form(tensor) for name, tensor in kept(self.net).items()}
         self._made |= dict.fromkeys(_empty_places(self.net), ())
         return self
+
+    def _is_drawn(self) -> bool:
+        """Whether theta0 is still what its seed gives: no bit was changed, but where it has another type now."""
+        if self._drawn is None:
+            return False
+        dtype, checksum, mark = self._drawn
+        if self.theta0.dtype == dtype:
+            return checkpoint.checksum({"": self.theta0}) == checksum
+        return same_fingerprint(fingerprint(self.theta0), mark)
 
     def theta(self) -> Tensor:
         """theta0 + P z, of shape (D,)."""
@@ -242,13 +253,18 @@ class SubspaceModel(nn.Module):
         Raises
         ------
         ValueError
-            If P is not one of ``PROJECTIONS``, so that no recipe can rebuild it, or the extra state of a layer is
-            neither a tensor nor plain data.
+            If P is not one of ``PROJECTIONS``, so that no recipe can rebuild it, theta0 is not finite, or the extra
+            state of a layer is neither a tensor nor plain data.
         """
         if not has_recipe(self.P):
             raise ValueError(f"cannot save a {type(self.P).__name__}: only the families of PROJECTIONS can be rebuilt")
         self._check_layers()
-        seeded = self.theta0_seed is not None
+        for name, weight in self.cut(self.theta0).items():
+            if not weight.isfinite().all():
+                raise ValueError(
+                    f"cannot save a theta0 that is infinite or missing in {name!r}: load could not compare it"
+                )
+        seeded = self._is_drawn()
         beside = kept(self.net)
         if seeded:
             self._check_buffers(beside)
@@ -284,7 +300,7 @@ class SubspaceModel(nn.Module):
             "P": self.P.recipe(),
             "dtype": checkpoint.name_of(self.P.dtype),
             "types": self._types(),
-            "theta0_seed": self.theta0_seed,
+            "theta0_seed": self.theta0_seed if seeded else None,
             "theta0": fingerprint(self.theta0),
             "probe": probe(self.P),
             "weights": self.layout(),

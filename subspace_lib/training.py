@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from numbers import Number, Real
+from collections.abc import Callable, Iterable, Sequence
+from numbers import Number
 from types import BuiltinFunctionType, FunctionType, NoneType
 from typing import Any
 
@@ -193,7 +193,7 @@ def fit_many(
         If there is no model, architectures differ, the numbers of models and rates differ, ``torch.vmap`` cannot run
         the network (recurrent layers, branches on its own numbers), or as ``fit`` does.
     """
-    if isinstance(models, nn.Module):
+    if isinstance(models, nn.Module) or not isinstance(models, Iterable):
         raise TypeError(f"models must be a sequence of SubspaceModels, got one {type(models).__name__}; use fit for it")
     models = list(models)
     for model in models:
@@ -203,7 +203,8 @@ def fit_many(
     if len(set(map(id, models))) < len(models):
         raise ValueError("one model stands there twice; fit_many needs a model for each run: copy.deepcopy(model)")
     given: Any = lr.tolist() if hasattr(lr, "tolist") else lr
-    rates: list[Any] = [given] * len(models) if isinstance(given, Real) else list(given)
+    several = isinstance(given, Iterable) and not isinstance(given, str)
+    rates: list[Any] = list(given) if several else [given] * len(models)
     if not models or len(rates) != len(models):
         raise ValueError(f"got {len(models)} models and {len(rates)} learning rates; give one rate, or one a model")
     rates = [checks.positive("lr", rate) for rate in rates]
@@ -244,6 +245,9 @@ def evaluate(
     >>> evaluate(net, x, y)[0] - evaluate(net, [(x[:7], y[:7]), (x[7:], y[7:])])[0] < 1e-6
     True
     """
+    _check_network(net)
+    if isinstance(inputs, Data):
+        raise TypeError("inputs is a Data; pass one of its parts, as in evaluate(net, *data.val)")
     rows = inputs if targets is None else (inputs, targets)
     runs = One(net, loss, metric)
     with explained(runs, "evaluation"):
@@ -266,7 +270,11 @@ def _settings(module: nn.Module) -> dict[str, Any]:
 
 def _check_trainable(model: nn.Module) -> None:
     """Refuse what is no network, and a network in which there is nothing to fit."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a network, got a {type(model).__name__}")
+    _check_network(model)
     if not count_parameters(model):
         raise ValueError(f"{type(model).__name__} has no trainable parameter; there is nothing to fit")
+
+
+def _check_network(model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a network, got a {type(model).__name__}")

@@ -52,7 +52,8 @@ def _try_batch(runs: Runs, data: Data, batch_size: int, inputs: Tensor, targets:
                     "no weight has a gradient: the loss does not depend on any weight that is trained; look for "
                     "detach(), .data and torch.no_grad() in the network and around the call"
                 )
-            runs.evaluate((inputs, targets))
+            if runs.counted(targets):
+                runs.evaluate((inputs, targets))
     finally:
         runs.optimizer.zero_grad()
         for i, state in enumerate(states):
@@ -100,7 +101,7 @@ def explained(runs: Runs, what: str, batch_size: int | None = None) -> Iterator[
 def _checked_loss(runs: Runs, outputs: Any, targets: Tensor, data: Data) -> Tensor:
     """The loss of a batch, if it is one number of outputs and targets that belong together."""
     if runs.ignored is not None and isinstance(outputs, Tensor):
-        _check_classes(outputs, data, runs.ignored)
+        _check_classes(outputs, {"train": targets} | {part: y for part, (_, y) in data.pairs().items()}, runs.ignored)
     value: Tensor = loss_of(runs.loss, outputs, targets)
     if not isinstance(value, Tensor) or value.ndim:
         what = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
@@ -108,11 +109,11 @@ def _checked_loss(runs: Runs, outputs: Any, targets: Tensor, data: Data) -> Tens
     return value
 
 
-def _check_classes(outputs: Tensor, data: Data, ignored: int) -> None:
+def _check_classes(outputs: Tensor, parts: dict[str, Tensor], ignored: int) -> None:
     """Refuse labels that the network has no output for; on a GPU they would end the whole process."""
-    for part, (_, targets) in data.pairs().items():
+    for part, targets in parts.items():
         words = f"{part} labels are {targets.dtype} of shape {tuple(targets.shape)}, outputs {tuple(outputs.shape)}"
-        if targets.is_floating_point() and targets.shape[1:] != outputs.shape[1:]:
+        if targets.is_floating_point() and (targets.shape[1:] != outputs.shape[1:] or not _probabilities(targets)):
             raise TypeError(
                 f"{words}; cross_entropy takes classes, as labels.long(), or a probability for each output; "
                 "numbers take another loss, such as F.mse_loss"
@@ -126,8 +127,15 @@ def _check_classes(outputs: Tensor, data: Data, ignored: int) -> None:
             )
         classes = outputs.shape[1]
         low, high = (int(limit) for limit in targets.where(targets != ignored, targets.max()).aminmax())
+        if low == high == ignored:  # none of them counts
+            continue
         if not 0 <= low <= high < classes:
             raise ValueError(
                 f"labels run from {low} to {high}, but the network has {classes} "
                 f"outputs, for labels 0 to {classes - 1}; give it one output a class"
             )
+
+
+def _probabilities(targets: Tensor) -> bool:
+    """Whether these can be probabilities of classes; what is missing is told elsewhere."""
+    return targets.ndim > 1 and not ((targets < 0).any() or ((targets.sum(1) - 1).abs() > 0.01).any())

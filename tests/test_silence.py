@@ -10,19 +10,23 @@ from torch import nn
 from torch.distributed import checkpoint
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
+from torch.utils.data import DataLoader, TensorDataset
 
 from subspace_lib import (
     Data,
     LayerwiseProjection,
+    MatrixProjection,
     SubspaceModel,
     SubspaceOptimizer,
     count_parameters,
+    diagnose,
     evaluate,
     fit,
     fit_many,
     make_projection,
     search_intrinsic_dimension,
 )
+from subspace_lib.training import accuracy
 
 X = torch.randn(64, 20, generator=torch.Generator().manual_seed(1))
 Y = torch.arange(64) % 3
@@ -603,3 +607,171 @@ def test_without_lazy_copies_steps_and_changes_are_the_same(monkeypatch):
     optimizer.param_groups[0]["lr"] = 0.0
     steps(net, optimizer, 1)
     assert torch.allclose(optimizer.z, z + move, atol=1e-4)
+
+
+# ---- losses, metrics and data that mean something else than it seems ----
+
+NUMBERS = (Y > 0).float()[:, None]
+
+
+@pytest.mark.parametrize("targets", [NUMBERS, X[:, :1], 2 * X[:, :1].abs()])
+@pytest.mark.parametrize("rows", [lambda *pair: pair, lambda *pair: [pair]])
+def test_numbers_are_no_probabilities_of_classes(targets, rows):
+    with pytest.raises(TypeError, match="a probability for each output; numbers take another loss"):
+        fit(nn.Linear(20, 1), Data(rows(X, targets), None), epochs=1, lr=0.1, batch_size=16)
+
+
+def test_one_output_is_no_choice_among_classes():
+    with pytest.raises(ValueError, match=r"two at least, got outputs of shape \(64, 1\)"):
+        evaluate(nn.Linear(20, 1), X, NUMBERS, loss=F.binary_cross_entropy_with_logits, metric=accuracy)
+    with pytest.raises(TypeError, match="classes are counted by int64 labels"):
+        Data((X, NUMBERS), None).classes  # noqa: B018
+
+
+@pytest.mark.parametrize("measures", [{"loss": nn.MSELoss(reduction="sum")}, {"metric": nn.L1Loss(reduction="sum")}])
+def test_a_sum_is_no_mean_over_a_batch(measures):
+    with pytest.raises(ValueError, match="gives a sum, allowed the mean over a batch"):
+        fit(
+            nn.Linear(20, 1),
+            Data((X, NUMBERS), None),
+            epochs=1,
+            lr=0.1,
+            batch_size=16,
+            **{"loss": F.mse_loss} | measures,
+        )
+
+
+def test_a_dataset_of_rows_is_no_batches():
+    with pytest.raises(TypeError, match="TensorDataset, which gives single rows; put it into a DataLoader"):
+        Data(TensorDataset(X[:, :1], X[:, :1]), None)
+
+
+def test_the_first_look_at_a_loader_leaves_its_own_random_numbers_alone():
+    def loader():
+        return DataLoader(TensorDataset(X, Y), 8, shuffle=True, generator=torch.Generator().manual_seed(0))
+
+    seen = []
+
+    def loss(outputs, targets):
+        seen.append(targets)
+        return F.cross_entropy(outputs, targets)
+
+    fit(net_of(), Data(loader(), None), epochs=1, lr=0.1, loss=loss)
+    assert torch.equal(torch.cat(seen[-8:]), torch.cat([y for _, y in loader()]))
+
+
+@pytest.mark.parametrize("batches", [True, False])
+def test_batches_in_which_every_class_is_ignored_have_no_loss(batches):
+    targets = torch.stack([Y, Y], 1)[:32]
+    targets[:16] = -100
+    net = nn.Sequential(nn.Linear(20, 6), nn.Unflatten(1, (3, 2)))
+    pairs = [(X[:16], targets[:16]), (X[16:32], targets[16:])]
+    rows = pairs if batches else (X[:32], targets)
+    expected = evaluate(net, *pairs[1])[0]
+    history = fit(net, Data(rows, rows), epochs=1, lr=1e-9, batch_size=1)
+    assert history.train_loss == pytest.approx([expected], rel=1e-4)
+
+
+# ---- what is handed in as something else ----
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (lambda: evaluate(lambda x: x, X, Y), TypeError, "model must be a network, got a function"),
+        (lambda: evaluate(net_of(), X[:10], Y[:5], 5), ValueError, r"inputs have shape \(10, 20\) and targets \(5,\)"),
+        (lambda: evaluate(net_of(), X, Y[:1], loss=lambda o, y: (o - y).mean()), ValueError, "every row of inputs one"),
+        (lambda: evaluate(net_of(), Data((X, Y), None)), TypeError, "pass one of its parts"),
+        (lambda: diagnose(net_of()), TypeError, "P must be a Projection, got Sequential"),
+        (lambda: count_parameters([1]), TypeError, "expected a network, got list"),
+        (lambda: LayerwiseProjection.over("net", {}), TypeError, "net must be a network, got str"),
+        (lambda: fit_many([], Data((X, Y), None), epochs=1, lr=None), ValueError, "got 0 models"),
+        (lambda: fit_many(None, Data((X, Y), None), epochs=1, lr=1), TypeError, "a sequence of SubspaceModels, got"),
+        (lambda: search_intrinsic_dimension(3, 1.0, 1, 10), TypeError, "performance must be a function"),
+    ],
+)
+def test_what_is_handed_in_as_something_else_is_named(call, error, words):
+    with pytest.raises(error, match=words):
+        call()
+
+
+def test_rates_that_are_no_numbers_are_named():
+    model = SubspaceModel(net_of(), make_projection("one_hot", 99, 9))
+    for lr in (None, "0.1"):
+        with pytest.raises(TypeError, match="lr must be a number"):
+            fit_many([model], Data((X, Y), None), epochs=1, lr=lr, batch_size=16)
+
+
+# ---- projections ----
+
+
+@pytest.mark.parametrize("kernels", ["", "0"])
+@pytest.mark.parametrize("name", ["one_hot", "hadamard", "kronecker", "sparse", "fastfood", "dense"])
+def test_weights_may_be_written_where_theta0_lies(name, kernels, monkeypatch):
+    monkeypatch.setenv("SUBSPACE_KERNELS", kernels)
+    P, z, theta = make_projection(name, 1000, 30), torch.randn(30), torch.randn(1000)
+    expected = theta + P(z)
+    P.write(theta, z, theta)
+    torch.testing.assert_close(theta, expected)
+
+
+def test_a_type_that_one_part_refuses_converts_none():
+    P = LayerwiseProjection([make_projection("dense", 50, 2), make_projection("hadamard", 60, 2)])
+    with pytest.raises(TypeError, match="hadamard products need"):
+        P.half()
+    assert {buffer.dtype for buffer in P.buffers() if buffer.is_floating_point()} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    ("pieces", "error", "words"),
+    [
+        ([(0, 5), (1, 6), (2, 1)], ValueError, "the block of a piece must lie between 0 and 1, got 2"),
+        ([(0, 8), (0, -3), (1, 6)], ValueError, "the rows of a piece must be at least 1, got -3"),
+        ([(0, 5.0), (1, 6)], TypeError, "the rows of a piece must be an integer"),
+        ([5, 6], TypeError, "a piece is a pair"),
+    ],
+)
+def test_pieces_that_cannot_be_are_refused(pieces, error, words):
+    with pytest.raises(error, match=words):
+        LayerwiseProjection([make_projection("dense", 5, 2), make_projection("dense", 6, 2)], pieces)
+
+
+def test_blocks_come_from_anything_that_gives_them():
+    assert LayerwiseProjection(make_projection("dense", 5, 2) for _ in range(2)).D == 10
+    with pytest.raises(TypeError, match=r"got one DenseProjection; make it \[P\]"):
+        LayerwiseProjection(make_projection("dense", 5, 2))
+
+
+@pytest.mark.filterwarnings("ignore:Sparse BSR")
+def test_formats_without_products_are_refused():
+    with pytest.raises(TypeError, match="COO, CSR or CSC, got torch.sparse_bsr"):
+        MatrixProjection(torch.eye(4).to_sparse_bsr((2, 2)))
+
+
+# ---- files that could not be loaded ----
+
+
+@pytest.mark.parametrize("change", ["state", "place", "type and place"])
+def test_a_theta0_that_is_no_longer_that_of_its_seed_is_in_the_file(change, tmp_path):
+    def factory():
+        return nn.Sequential(nn.Linear(20, 4), nn.Tanh(), nn.Linear(4, 3))
+
+    model, other = (SubspaceModel.from_seed(factory, make_projection("one_hot", 99, 9), seed) for seed in range(2))
+    if change == "state":
+        model.load_state_dict(other.state_dict())
+    else:
+        model.theta0[5] += 1e-6 if change == "place" else 1
+    if change == "type and place":
+        model.double()
+    model.save(tmp_path / "model")
+    loaded = SubspaceModel.load(tmp_path / "model", factory)
+    assert torch.equal(loaded.theta0, model.theta0)
+
+
+def test_a_theta0_that_load_could_not_compare_is_not_saved(tmp_path):
+    net = net_of()
+    with torch.no_grad():
+        net[2].bias[0] = -torch.inf
+    with pytest.raises(ValueError, match=r"infinite or missing in '2\.bias'"):
+        SubspaceModel(net, make_projection("one_hot", 99, 9)).save(tmp_path / "model")
+    assert not list(tmp_path.iterdir())

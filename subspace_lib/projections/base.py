@@ -134,6 +134,8 @@ class Projection(nn.Module, metaclass=_Drawn):
     def write(self, theta0: Tensor, z: Tensor, out: Tensor) -> None:
         """Write theta0 + P z into ``out``, for vectors, outside autograd."""
         self._check_vectors(theta0=(theta0, self.D), z=(z, self.d), out=(out, self.D))
+        if out.is_set_to(theta0):  # which is written over before it is read
+            theta0 = theta0.clone()
         with in_own_type(z):
             self._write(theta0, z, out)
         if not (out.is_inference() or torch.compiler.is_compiling()):
@@ -234,7 +236,9 @@ class Projection(nn.Module, metaclass=_Drawn):
         return ", ".join(f"{name}={value!r}" for name, value in taken.items() if isinstance(value, int | float | str))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        self._check_dtype(fn(self._like).dtype)  # before anything is converted
+        for part in self.modules():
+            if isinstance(part, Projection):
+                part._check_dtype(fn(part._like).dtype)  # before anything is converted
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call, no-any-return]
 
     def _check_dtype(self, dtype: torch.dtype) -> None:

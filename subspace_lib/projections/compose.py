@@ -44,6 +44,8 @@ class MatrixProjection(Projection):
             raise TypeError(f"matrix must be a tensor, got {type(matrix).__name__}")
         if matrix.ndim != 2:
             raise ValueError(f"matrix must have shape (D, d), got {tuple(matrix.shape)}")
+        if matrix.layout not in (torch.strided, torch.sparse_coo, torch.sparse_csr, torch.sparse_csc):
+            raise TypeError(f"matrix must be dense or in the format COO, CSR or CSC, got {matrix.layout}")
         super().__init__(*matrix.shape, dtype=matrix.dtype)
         self.register_buffer("matrix", matrix.detach(), persistent=False)
         self.to(matrix.device)

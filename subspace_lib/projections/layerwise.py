@@ -49,14 +49,17 @@ class LayerwiseProjection(ComposedProjection):
     name = "layerwise"
 
     def __init__(self, blocks: Sequence[Projection], pieces: Sequence[Sequence[int]] | None = None) -> None:
+        if isinstance(blocks, Projection):
+            raise TypeError(f"blocks must be a sequence of projections, got one {type(blocks).__name__}; make it [P]")
+        blocks = list(blocks)
         if not blocks:
             raise ValueError("a layerwise projection needs at least one block, got none")
         check_parts(*blocks)
         super().__init__(sum(P.D for P in blocks), sum(P.d for P in blocks), 0, blocks)
         self.blocks = nn.ModuleList(blocks)
-        self.pieces = pieces
-        if pieces is not None:
-            rows = [sum(length for block, length in pieces if block == i) for i in range(len(blocks))]
+        self.pieces = None if pieces is None else [_piece(one, len(blocks)) for one in pieces]
+        if self.pieces is not None:
+            rows = [sum(length for block, length in self.pieces if block == i) for i in range(len(blocks))]
             if rows != [P.D for P in blocks]:
                 raise ValueError(f"pieces give the blocks {rows} rows, but they have {[P.D for P in blocks]}")
 
@@ -95,6 +98,8 @@ class LayerwiseProjection(ComposedProjection):
         >>> P.D == count_parameters(net), P.d
         (True, 93)
         """
+        if not isinstance(net, nn.Module):
+            raise TypeError(f"net must be a network, got {type(net).__name__}")
         weights = {name: p for name, p in net.named_parameters() if p.requires_grad}
         pattern_of = {name: _pattern_of(name, mapping("blocks", blocks)) for name in weights}
         patterns = list(dict.fromkeys(pattern_of.values()))
@@ -160,6 +165,15 @@ class LayerwiseProjection(ComposedProjection):
     def _pull(self, v: Tensor) -> Tensor:
         parts = zip(self._blocks(), self._of_theta(v), strict=True)
         return torch.cat([P._pull(part) for P, part in parts], dim=-1)
+
+
+def _piece(piece: Sequence[int], blocks: int) -> list[int]:
+    """The number of a block and of its next rows."""
+    try:
+        block, rows = piece
+    except (TypeError, ValueError):
+        raise TypeError(f"a piece is a pair, the number of a block and of its next rows, got {piece!r}") from None
+    return [integer("the block of a piece", block, 0, blocks - 1), integer("the rows of a piece", rows, 1)]
 
 
 def _pattern_of(name: str, patterns: Iterable[str]) -> str:
