@@ -28,13 +28,14 @@ DIMENSIONS = {
     "f4": (100, 300, 750, 2000, 3500, 6000, 9000, 17_000),
 }
 TUNING: dict[str, dict[int | None, tuple[float, ...]]] = {
-    "f1": {None: (1e-4, 3e-4, 1e-3, 3e-3), 300: RATES[1:], 1500: RATES[1:], 10_000: RATES},
+    "f1": {None: (1e-4, 3e-4, 1e-3, 3e-3), 300: RATES[1:], 1500: RATES[1:], 4000: RATES[1:], 10_000: RATES},
     "f2": {None: (3e-5, 1e-4, 3e-4, 1e-3), 750: (*RATES[1:], 3e-1), 5000: RATES[:4], 12_000: RATES[:4]},
-    "f3": {None: (3e-4, 1e-3, 3e-3), 150: RATES[2:], 300: RATES[2:], 750: RATES[2:], 6000: RATES[:3]},
-    "f4": {None: (3e-4, 1e-3, 3e-3, 1e-2), 300: (*RATES[2:], 3e-1), 750: RATES[1:4], 6000: RATES[:3]},
+    "f3": {None: (3e-4, 1e-3, 3e-3), 150: RATES[2:], 300: RATES[2:], 750: RATES[2:], 2000: RATES[1:], 6000: RATES[:3]},
+    "f4": {None: (3e-4, 1e-3, 3e-3, 1e-2), 300: (*RATES[2:], 3e-1), 750: RATES[1:4], 3500: RATES[1:], 6000: RATES[:3]},
 }
-"""The rates that are tried for each task, so many that the best is inside: for direct training (None), and for a small,
-a middle and a large d. All are tried in whole runs: short ones favour high rates."""
+"""The rates that are tried for each task, so many that the best is inside: for direct training (None), and for d from
+small to large, with one between where the best rates of two that are far apart differ. All are tried in whole runs:
+short ones favour high rates."""
 SMALL_TUNING = {425: RATES[:4], 1225: (3e-4, *RATES[:4]), 3535: RATES[:4]}
 """The rates that are tried for small networks, by the middles, on a scale of log D, of three size classes."""
 TIE = 0.01
