@@ -28,7 +28,7 @@ DIMENSIONS = {
     "f4": (100, 300, 750, 2000, 3500, 6000, 9000, 17_000),
 }
 TUNING: dict[str, dict[int | None, tuple[float, ...]]] = {
-    "f1": {None: (1e-4, 3e-4, 1e-3, 3e-3), 300: RATES[1:], 1500: RATES[1:], 4000: RATES[1:], 10_000: RATES},
+    "f1": {None: (1e-4, 3e-4, 1e-3, 3e-3), 300: RATES[1:], 1500: RATES[1:], 4000: RATES, 10_000: RATES},
     "f2": {None: (3e-5, 1e-4, 3e-4, 1e-3), 750: (*RATES[1:], 3e-1), 5000: RATES[:4], 12_000: RATES[:4]},
     "f3": {None: (3e-4, 1e-3, 3e-3), 150: RATES[2:], 300: RATES[2:], 750: RATES[2:], 2000: RATES[1:], 6000: RATES[:3]},
     "f4": {None: (3e-4, 1e-3, 3e-3, 1e-2), 300: (*RATES[2:], 3e-1), 750: RATES[1:4], 3500: RATES[1:], 6000: RATES[:3]},
