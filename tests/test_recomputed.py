@@ -2,6 +2,7 @@
 
 import csv
 import functools
+import itertools
 import json
 from pathlib import Path
 
@@ -197,6 +198,30 @@ def test_claims_that_have_runs_at_fitted_rates_take_the_best_that_is_no_edge():
     rows = [{"lr": lr, "val_loss": loss} for lr, each in losses.items() for loss in each]
     assert at_inner_rate(rows) == rows[2:4], "a run without a loss is the worst"
     assert at_inner_rate(rows[:4]) == at_inner_rate([]) == []
+
+
+def losses_in_subspaces(name, folder):
+    """Validation loss by point, rate and seed."""
+    losses = {}
+    for row in read(name, folder):
+        if row["projection"] != "none":
+            point = row["dataset"], row["model"], row["projection"], row["options"], row["model_options"], row["d"]
+            losses.setdefault(point, {}).setdefault(row["lr"], {})[row["seed"]] = float(row["val_loss"] or "inf")
+    return losses
+
+
+@pytest.mark.parametrize("name", ["f1", "f2", "f3", "f4", "f7", "f8", "f9"])
+def test_no_rate_that_was_given_up_is_the_better_one(name):
+    """By more than 1%, over the seeds that both rates have: then a rate was taken from a size too far away."""
+    now = losses_in_subspaces(name, "results")
+    compared = 0
+    for point, rates in losses_in_subspaces(name, "results/replaced").items():
+        for before, after in itertools.product(rates.values(), now.get(point, {}).values()):
+            common = before.keys() & after.keys()
+            compared += len(common)
+            better = np.mean([after[seed] for seed in common]) / np.mean([before[seed] for seed in common])
+            assert better <= 1.01, (point, rates.keys(), now[point].keys())
+    assert compared >= 3
 
 
 def test_width_and_depth(found):
