@@ -93,7 +93,7 @@ def explained(runs: Runs, what: str, batch_size: int | None = None) -> Iterator[
         if "memory" in said:
             raise
         raise ValueError(
-            f"{what} does not go through network and loss: {said}; look at its shapes, types and labels, "
+            f"{what} does not go through network, loss and metric: {said}; look at its shapes, types and labels, "
             "and at what the optimiser takes"
         ) from error
 

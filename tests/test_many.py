@@ -164,7 +164,7 @@ def test_buffers_that_are_replaced_follow_each_run(data):
 
 def test_a_later_batch_that_does_not_fit_is_named(data):
     x, y = data.train
-    with pytest.raises(ValueError, match="batch 2 of epoch 1 does not go through network and loss"):
+    with pytest.raises(ValueError, match="batch 2 of epoch 1 does not go through network, loss and metric"):
         fit_many(models(with_batch_norm, RUNS[:1]), Data([(x, y), (x, y + 3)], None), epochs=1, lr=0.1)
 
 
