@@ -169,14 +169,14 @@ def first_batch(rows: Any, size: int = 1) -> Pair:
     """The first ``size`` rows of a pair, or the first batch, drawn without a trace in torch's random numbers."""
     if is_pair(rows):
         return rows[0][:size], rows[1][:size]
-    own = [one for one in (getattr(rows, "generator", None),) if isinstance(one, torch.Generator)]
-    states = [one.get_state() for one in own]
+    own: Any = getattr(rows, "generator", None)
+    before = own.get_state() if isinstance(own, torch.Generator) else None
     try:
         with torch.random.fork_rng(devices=[]):
             return next(batches_of(rows, size))
     finally:
-        for one, state in zip(own, states, strict=True):
-            one.set_state(state)
+        if before is not None:
+            own.set_state(before)
 
 
 def _check_batches(part: str, rows: object) -> None:
